@@ -1,0 +1,40 @@
+# Two commands do everything: `make demo` and `make test`. Both set up what they need.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+.PHONY: setup demo test lint bench constraints clean
+.DEFAULT_GOAL := help
+
+help:            ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: $(STAMP)  ## a virtual environment with everything, at the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)   ## the whole loop, live: train, serve, drift, retrain, swap, roll back
+	$(BIN)/perennial demo
+
+test: $(STAMP)   ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)   ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## what the built-in checkpoint is worth; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.transfer
+
+constraints: $(STAMP)  ## write constraints.txt anew from what is installed now
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.new
+	@echo "compare constraints.new with constraints.txt, keep the comments, commit"
+
+clean:           ## remove what setup and the tests made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,1 @@
+"""The `perennial` command: one module a verb. The only place that knows every wing."""

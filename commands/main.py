@@ -1,0 +1,81 @@
+"""The `perennial` command: collects the verbs, and turns our errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands import console
+from perennial.errors import PerennialError
+
+app = typer.Typer(
+    name="perennial",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Serve a fine-tuned image classifier, watch it for drift, retrain it when it must.
+
+The usual order:
+
+    perennial train photos/        # a folder with one folder a class
+    perennial serve                # POST /v1/predict
+    perennial monitor              # is the traffic still what the model knows?
+    perennial retrain --if-due     # train anew; goes live only if it is better
+
+`perennial watch` does the last two by itself. `perennial demo` shows all of it in two minutes.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 bad input data, 4 nothing to do, 10 a retrain is called for
+(`monitor --exit-code`), 11 the gate refused.""",
+)
+
+
+@app.callback()
+def options(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="Settings file; `$PERENNIAL_CONFIG`, else `perennial.toml` in this folder, unless given."
+        ),
+    ] = None,
+) -> None:
+    console.invocation.config = config
+
+
+def _collect() -> None:
+    # Each module registers its own verbs; none of them imports a wing before the verb runs.
+    from commands import demo, models, monitor, pretrain, retrain, serve, status, train, watch
+
+    app.command("train")(train.train)
+    app.command("serve")(serve.serve)
+    app.command("monitor")(monitor.monitor)
+    app.command("watch")(watch.watch)
+    app.command("retrain")(retrain.retrain)
+    app.add_typer(models.app, name="models")
+    app.command("status")(status.status)
+    app.command("pretrain")(pretrain.pretrain)
+    app.command("demo")(demo.demo)
+
+
+_collect()
+
+
+def main() -> None:
+    """Entry point. Exit codes are those of `perennial.errors`."""
+    try:
+        app()
+    except PerennialError as error:
+        console.err.print(f"[bold red]{error.title}:[/] ", end="")
+        console.err.print(error.detail, markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.err.print("stopped")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Ledger rows in, a verdict out."""

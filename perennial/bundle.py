@@ -1,0 +1,230 @@
+"""A trained model as one directory. Written whole or not at all; every file's digest is verified before use.
+
+manifest.json        what it is, how it was made, every other file's size and sha256
+graph.onnx           pixels -> probabilities, embedding, properties
+weights.safetensors  the trained weights
+reference.parquet    held-out rows scored by that graph: what healthy looks like
+report.html          the same for people
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from perennial.errors import InvalidBundle
+from perennial.images import InputRule
+from perennial.storage import Storage, sha256_of_file
+
+SCHEMA: Final = 1
+MANIFEST: Final = "manifest.json"
+GRAPH: Final = "graph.onnx"
+WEIGHTS: Final = "weights.safetensors"
+REFERENCE: Final = "reference.parquet"
+REPORT: Final = "report.html"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(_Part):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ClassMetrics(_Part):
+    precision: Estimate
+    recall: Estimate
+    support: int
+
+
+class Pretrained(_Part):
+    """Where the pretrained weights came from. `source` is what `--weights` was given; `sha256` pins the file
+    (empty for `none`)."""
+
+    source: str
+    sha256: str
+
+
+class Dataset(_Part):
+    """`location` is where the data was read; `fingerprint` is a digest over every image's digest and label."""
+
+    location: str
+    fingerprint: str
+    train: int
+    validation: int
+    test: int
+    captures: int = 0
+
+
+class FileDigest(_Part):
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Part):
+    schema_number: int = SCHEMA
+    name: str
+    version: str
+    created_at: datetime
+    classes: tuple[str, ...]
+    input: InputRule
+    backbone: str
+    pretrained: Pretrained
+    strategy: str
+    why: str
+    dataset: Dataset
+    metrics: dict[str, Estimate]
+    per_class: dict[str, ClassMetrics]
+    temperature: float
+    properties: tuple[str, ...]
+    precisions: tuple[str, ...]
+    seed: int
+    parent: str | None = None
+    packages: dict[str, str]
+    files: dict[str, FileDigest] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle on this machine. `digest` is the sha256 of its manifest, which pins all the rest."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def graph(self) -> Path:
+        return self.path / GRAPH
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def reference(self) -> Path:
+        return self.path / REFERENCE
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
+
+
+def new_version(now: datetime | None = None) -> str:
+    """A version that sorts by time and is a valid BentoML tag: `20261120-234012-345f1`."""
+    now = (now or datetime.now(UTC)).astimezone(UTC)
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}{secrets.token_hex(1)}"
+
+
+def write_bundle(parent: Path, manifest: Manifest, fill: Callable[[Path], Any]) -> Bundle:
+    """Write a bundle at `parent/VERSION`.
+
+    `fill` is given an empty folder and writes every file but the manifest into it. The folder gets its final name
+    only when all is written and flushed to disk.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = parent / f".{manifest.version}.{secrets.token_hex(4)}"
+    staging.mkdir()
+    try:
+        fill(staging)
+        files = {
+            path.name: FileDigest(bytes=path.stat().st_size, sha256=sha256_of_file(path))
+            for path in sorted(staging.iterdir())
+        }
+        sealed = manifest.model_copy(update={"files": files})
+        (staging / MANIFEST).write_text(sealed.model_dump_json(indent=1) + "\n", "utf-8")
+        for path in staging.iterdir():
+            _flush(path)
+        final = parent / manifest.version
+        staging.rename(final)
+        _flush(parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return open_bundle(final)
+
+
+def open_bundle(path: Path, digest: str | None = None) -> Bundle:
+    """Read a bundle and verify every byte of it.
+
+    Raises:
+        InvalidBundle: the manifest cannot be read or is not the one `digest` names, a file is missing, was changed,
+            or does not belong there.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise InvalidBundle(f"{path} is not a bundle: it has no {MANIFEST}")
+    found = sha256_of_file(manifest_path)
+    if digest is not None and found != digest:
+        raise InvalidBundle(f"{manifest_path} has sha256 {found}, the ledger says {digest}")
+    try:
+        manifest = Manifest.model_validate_json(manifest_path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InvalidBundle(f"{manifest_path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    if manifest.schema_number != SCHEMA:
+        raise InvalidBundle(f"{path} has schema {manifest.schema_number}; this Perennial reads {SCHEMA}")
+    if GRAPH not in manifest.files:
+        raise InvalidBundle(f"{manifest_path} lists no {GRAPH}")
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    if present != set(manifest.files):
+        odd = ", ".join(sorted(present ^ set(manifest.files)))
+        raise InvalidBundle(f"{path}: files missing or not listed in the manifest: {odd}")
+    for name, expected in manifest.files.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file() or file.stat().st_size != expected.bytes:
+            raise InvalidBundle(f"{file} is not the {expected.bytes:,}-byte file that the manifest lists")
+        if sha256_of_file(file) != expected.sha256:
+            raise InvalidBundle(f"{file} was changed: its sha256 is not the manifest's")
+    return Bundle(path, manifest, found)
+
+
+def upload_bundle(bundle: Bundle, storage: Storage) -> str:
+    """Copy a bundle into storage, the manifest last. Returns its URL there."""
+    manifest = bundle.manifest
+    return storage.write_folder(f"bundles/{manifest.name}/{manifest.version}", bundle.path, last=MANIFEST)
+
+
+def fetch_bundle(url: str, digest: str, storage: Storage, cache: Path) -> Bundle:
+    """A verified bundle on this machine: in place if the storage is a local folder, else a cached copy.
+
+    Raises:
+        InvalidBundle: it does not verify.
+        StorageUnavailable: it cannot be read.
+    """
+    key = storage.key_of(url)
+    local = storage.local_path(key)
+    if local is not None:
+        return open_bundle(local, digest)
+    final = cache / "bundles" / digest
+    if not final.is_dir():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staging = final.with_name(f".{digest}.{secrets.token_hex(4)}")
+        staging.mkdir()
+        try:
+            storage.read_folder(key, staging)
+            open_bundle(staging, digest)
+            if not final.is_dir():  # another process may have been faster
+                staging.rename(final)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return open_bundle(final, digest)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,204 @@
+"""Bytes of an image -> upright RGB pixels, safely: the one decoder for training and serving.
+
+Limits are checked on the header before anything is decoded. Large JPEGs are decoded at 1/2, 1/4 or 1/8 of
+their size (scaled inverse DCT) when the network needs no more.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from perennial.errors import (
+    EmptyImage,
+    InvalidImage,
+    TooManyBytes,
+    TooManyPixels,
+    TruncatedImage,
+    UnsupportedImageFormat,
+)
+
+Pixels = NDArray[np.uint8]
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# Pillow only warns about huge images; the limits below refuse them.
+Image.MAX_IMAGE_PIXELS = None
+
+_ORIENTATION_TAG: Final = 0x0112
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Types people do send, named so that the error can say what it got.
+_FOREIGN_SIGNATURES: Final = (
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypavif", "AVIF"),
+    (0, b"%PDF", "PDF"),
+    (0, b"<svg", "SVG"),
+    (0, b"8BPS", "PSD"),
+    (0, b"\x00\x00\x01\x00", "ICO"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The most an image may be: `max_bytes` as sent, `max_pixels` (width x height) by its header."""
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What the header says. `width` and `height` in pixels, upright (after EXIF orientation)."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputRule:
+    """How an image becomes the network's input: the short side resized to `resize`, then the central
+    `crop` x `crop` square. Both in pixels."""
+
+    resize: int
+    crop: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """`pixels`: uint8 [crop, crop, 3], RGB, upright."""
+
+    pixels: Pixels
+    header: ImageHeader
+
+
+def read_header(data: bytes, limits: ImageLimits = ImageLimits()) -> ImageHeader:
+    """Format, mode and upright size, without decoding.
+
+    Raises:
+        EmptyImage, TooManyBytes, TooManyPixels, UnsupportedImageFormat, InvalidImage: see `perennial.errors`.
+    """
+    image = _open(data, limits)
+    return _header(image)
+
+
+def prepare(
+    data: bytes,
+    rule: InputRule,
+    limits: ImageLimits = ImageLimits(),
+) -> PreparedImage:
+    """Decode an image and bring it to the network's input size.
+
+    Args:
+        data: JPEG, PNG, WebP, GIF (first frame), BMP or TIFF, in any mode Pillow reads. Transparency is laid on
+            white; 16-bit grey keeps its upper 8 bits.
+        rule: the bundle's resize and crop.
+        limits: checked before decoding.
+
+    Raises:
+        EmptyImage, TooManyBytes, TooManyPixels, UnsupportedImageFormat, TruncatedImage, InvalidImage.
+    """
+    image = _open(data, limits)
+    header = _header(image)
+    turn = _TURNS.get(_orientation(image))
+    try:
+        image.draft(None, (rule.resize, rule.resize))  # acts on JPEG only; never goes below this size
+        image.load()
+        image = _to_rgb(image)
+        if turn is not None:
+            image = image.transpose(turn)
+        image = _fit(image, rule)
+    except InvalidImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen types on corrupt bytes, none of them ours
+        raise TruncatedImage(
+            f"the {header.format} header is fine but the image data is not ({error}); send the whole file"
+        ) from error
+    return PreparedImage(np.asarray(image), header)
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    if not data:
+        raise EmptyImage("there are no bytes; send the image as the request body or in the field `image`")
+    if len(data) > limits.max_bytes:
+        raise TooManyBytes(f"{len(data):,} bytes; at most {limits.max_bytes:,} are accepted")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+    except UnidentifiedImageError:
+        foreign = next((name for at, sign, name in _FOREIGN_SIGNATURES if data.startswith(sign, at)), None)
+        if foreign:
+            raise UnsupportedImageFormat(f"{foreign} is not read here; send {', '.join(FORMATS)}") from None
+        raise InvalidImage(f"these {len(data):,} bytes are not an image; send {', '.join(FORMATS)}") from None
+    except Exception as error:  # a broken header raises anything from struct.error to OverflowError
+        raise InvalidImage(f"the image header cannot be read ({error}); send the whole file") from error
+    if width * height > limits.max_pixels:
+        raise TooManyPixels(
+            f"{width} x {height} is {width * height:,} pixels; at most {limits.max_pixels:,} are accepted"
+        )
+    if width < 1 or height < 1:
+        raise InvalidImage(f"the header says {width} x {height} pixels")
+    return image
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    width, height = image.size
+    if _orientation(image) >= 5:
+        width, height = height, width
+    return ImageHeader(image.format or "", image.mode, width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001 - a broken EXIF block is no reason to refuse good pixels; upright is its default
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65_535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _fit(image: Image.Image, rule: InputRule) -> Image.Image:
+    # torchvision's Resize and CenterCrop, to the pixel.
+    width, height = image.size
+    if width <= height:
+        size = (rule.resize, max(1, int(rule.resize * height / width)))
+    else:
+        size = (max(1, int(rule.resize * width / height)), rule.resize)
+    left = round((size[0] - rule.crop) / 2.0)
+    top = round((size[1] - rule.crop) / 2.0)
+    # Resizing only what the crop keeps bounds the work for a strip of 1 x 50,000,000 pixels.
+    scale_x, scale_y = width / size[0], height / size[1]
+    box = (left * scale_x, top * scale_y, (left + rule.crop) * scale_x, (top + rule.crop) * scale_y)
+    box = (max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3]))
+    return image.resize((rule.crop, rule.crop), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)

@@ -1,0 +1,21 @@
+"""The system of record: predictions, labels, models, deployments, checks, events, leases.
+
+One module a table. Each function takes the engine that `open_ledger` returns and raises `LedgerUnavailable` when the
+database does not answer.
+"""
+
+from perennial.ledger import checks, deployments, events, labels, leases, models, predictions
+from perennial.ledger.connect import open_ledger
+from perennial.ledger.events import EventKind
+
+__all__ = [
+    "EventKind",
+    "checks",
+    "deployments",
+    "events",
+    "labels",
+    "leases",
+    "models",
+    "open_ledger",
+    "predictions",
+]

@@ -1,0 +1,73 @@
+"""Checks: what the monitor found, window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from perennial.ledger import events
+from perennial.ledger.connect import reading, writing
+from perennial.ledger.events import EventKind
+from perennial.ledger.schema import checks
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """`window` is {"rows", "start", "end"}; `detail` is the monitor's JSON document."""
+
+    id: int
+    at: datetime
+    name: str
+    model_version: str
+    window: dict[str, Any]
+    verdict: str
+    detail: dict[str, Any]
+    report_url: str | None
+
+
+def record(
+    engine: sa.Engine,
+    *,
+    name: str,
+    model_version: str,
+    window: Mapping[str, Any],
+    verdict: str,
+    detail: Mapping[str, Any],
+    report_url: str | None,
+    events_to_add: Sequence[tuple[EventKind, Mapping[str, Any]]] = (),
+) -> int:
+    """Write a check and the events it gives rise to, in one transaction; returns the check's id.
+
+    Each event's detail gets the check's id as `check`.
+    """
+    with writing(engine) as connection:
+        result = connection.execute(
+            sa.insert(checks).values(
+                at=datetime.now(UTC),
+                name=name,
+                model_version=model_version,
+                window=dict(window),
+                verdict=verdict,
+                detail=dict(detail),
+                report_url=report_url,
+            )
+        )
+        key = result.inserted_primary_key
+        assert key is not None
+        for kind, event_detail in events_to_add:
+            events.append(connection, name, kind, {**event_detail, "check": int(key[0])})
+    return int(key[0])
+
+
+def latest(engine: sa.Engine, name: str, limit: int = 1, *, model_version: str | None = None) -> list[CheckRow]:
+    """A model's newest checks, newest first."""
+    query = sa.select(checks).where(checks.c.name == name)
+    if model_version is not None:
+        query = query.where(checks.c.model_version == model_version)
+    with reading(engine) as connection:
+        rows = connection.execute(query.order_by(checks.c.id.desc()).limit(limit)).mappings()
+        return [CheckRow(**row) for row in rows]

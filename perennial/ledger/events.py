@@ -1,0 +1,95 @@
+"""Events: the audit trail. Append-only; each says what happened, with its numbers, and what caused it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+
+from perennial.ledger.connect import reading, writing
+from perennial.ledger.schema import events
+
+
+class EventKind(StrEnum):
+    CHECK_CHANGED = "check_changed"
+    DRIFT_OPENED = "drift_opened"
+    DRIFT_CLOSED = "drift_closed"
+    RETRAIN_REQUESTED = "retrain_requested"
+    RETRAIN_STARTED = "retrain_started"
+    RETRAIN_FAILED = "retrain_failed"
+    GATE_PASSED = "gate_passed"
+    GATE_REFUSED = "gate_refused"
+    DEPLOYED = "deployed"
+    ROLLED_BACK = "rolled_back"
+    SWAP_FAILED = "swap_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    id: int
+    at: datetime
+    name: str
+    kind: EventKind
+    detail: dict[str, Any]
+    caused_by: int | None
+
+
+def add(
+    engine: sa.Engine, name: str, kind: EventKind, detail: Mapping[str, Any], *, caused_by: int | None = None
+) -> int:
+    """Append an event to a model's trail; returns its id."""
+    with writing(engine) as connection:
+        return append(connection, name, kind, detail, caused_by=caused_by)
+
+
+def append(
+    connection: sa.Connection,
+    name: str,
+    kind: EventKind,
+    detail: Mapping[str, Any],
+    *,
+    caused_by: int | None = None,
+) -> int:
+    """The same inside a transaction of the caller's."""
+    result = connection.execute(
+        sa.insert(events).values(
+            at=datetime.now(UTC), name=name, kind=str(kind), detail=dict(detail), caused_by=caused_by
+        )
+    )
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def after(
+    engine: sa.Engine,
+    name: str,
+    after_id: int = 0,
+    *,
+    kinds: Sequence[EventKind] | None = None,
+    limit: int = 1000,
+) -> list[Event]:
+    """A model's events with an id above `after_id`, oldest first."""
+    query = sa.select(events).where(events.c.name == name, events.c.id > after_id)
+    if kinds is not None:
+        query = query.where(events.c.kind.in_([str(kind) for kind in kinds]))
+    return _read(engine, query.order_by(events.c.id).limit(limit))
+
+
+def last(engine: sa.Engine, name: str, kinds: Sequence[EventKind]) -> Event | None:
+    """A model's newest event of one of these kinds."""
+    query = sa.select(events).where(events.c.name == name, events.c.kind.in_([str(kind) for kind in kinds]))
+    found = _read(engine, query.order_by(events.c.id.desc()).limit(1))
+    return found[0] if found else None
+
+
+def _read(engine: sa.Engine, query: sa.Select[Any]) -> list[Event]:
+    with reading(engine) as connection:
+        return [
+            Event(row.id, row.at, row.name, EventKind(row.kind), row.detail, row.caused_by)
+            for row in connection.execute(query)
+        ]

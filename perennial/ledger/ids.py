@@ -1,0 +1,14 @@
+"""UUID version 7 (RFC 9562): ids that sort by the time they were made."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+
+
+def new_id(milliseconds: int | None = None) -> str:
+    """A new id; `milliseconds` since 1970 is now unless given."""
+    at = time.time_ns() // 1_000_000 if milliseconds is None else milliseconds
+    value = (at & (2**48 - 1)) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return str(uuid.UUID(int=value))

@@ -1,0 +1,49 @@
+"""Labels: what people or other systems say the right answer was. Append-only; the last one of a prediction wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from perennial.ledger.connect import writing
+from perennial.ledger.schema import labels
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    prediction_id: str
+    label: str
+    source: str | None = None
+
+
+def add(engine: sa.Engine, feedback: Sequence[Feedback], *, at: datetime | None = None) -> int:
+    """Commit labels in one transaction; returns how many changed something.
+
+    A label that is already a prediction's last is not written again, so sending feedback twice is harmless.
+    The caller has checked that the predictions exist.
+    """
+    at = at or datetime.now(UTC)
+    # The last label given for a prediction within one call wins, as it would over several calls.
+    wanted = {item.prediction_id: item for item in feedback}
+    ids = list(wanted)
+    with writing(engine) as connection:
+        current: dict[str, str] = {}
+        for start in range(0, len(ids), 500):
+            newest = (
+                sa.select(sa.func.max(labels.c.id))
+                .where(labels.c.prediction_id.in_(ids[start : start + 500]))
+                .group_by(labels.c.prediction_id)
+            )
+            query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.id.in_(newest))
+            current.update({row.prediction_id: row.label for row in connection.execute(query)})
+        rows = [
+            {"prediction_id": item.prediction_id, "at": at, "label": item.label, "source": item.source}
+            for item in wanted.values()
+            if current.get(item.prediction_id) != item.label
+        ]
+        if rows:
+            connection.execute(sa.insert(labels), rows)
+    return len(rows)

@@ -1,0 +1,72 @@
+"""Models: every bundle ever made, by version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from perennial.bundle import Bundle, Manifest
+from perennial.errors import UnknownModel
+from perennial.ledger.connect import reading, writing
+from perennial.ledger.schema import models
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    version: str
+    name: str
+    bundle_url: str
+    digest: str
+    parent: str | None
+    manifest: Manifest
+    created_at: datetime
+
+
+def register(engine: sa.Engine, bundle: Bundle, bundle_url: str) -> None:
+    """Enter a bundle that lies whole in storage."""
+    manifest = bundle.manifest
+    with writing(engine) as connection:
+        connection.execute(
+            sa.insert(models).values(
+                version=manifest.version,
+                name=manifest.name,
+                bundle_url=bundle_url,
+                digest=bundle.digest,
+                parent=manifest.parent,
+                manifest=manifest.model_dump(mode="json"),
+                created_at=manifest.created_at,
+            )
+        )
+
+
+def get(engine: sa.Engine, name: str, version: str) -> Model:
+    """Raises UnknownModel, which names the versions there are."""
+    with reading(engine) as connection:
+        query = sa.select(models).where(models.c.name == name, models.c.version == version)
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        have = ", ".join(model.version for model in all_of(engine, name)[-5:]) or "none yet"
+        raise UnknownModel(f"{name} has no version {version!r}; the newest are: {have}")
+    return _model(row)
+
+
+def all_of(engine: sa.Engine, name: str) -> list[Model]:
+    """Every model of that name, oldest first."""
+    with reading(engine) as connection:
+        query = sa.select(models).where(models.c.name == name).order_by(models.c.version)
+        return [_model(row) for row in connection.execute(query)]
+
+
+def _model(row: sa.Row[Any]) -> Model:
+    return Model(
+        row.version,
+        row.name,
+        row.bundle_url,
+        row.digest,
+        row.parent,
+        Manifest.model_validate(row.manifest),
+        row.created_at,
+    )

@@ -1,0 +1,136 @@
+"""Predictions: written by the service, read by the monitor and by retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.dialects import postgresql, sqlite
+
+from perennial.ledger.connect import reading, writing
+from perennial.ledger.schema import labels, predictions
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answered prediction. Vectors are float32: `probabilities` [K], `embedding` [E], `properties` [P]."""
+
+    id: str
+    at: datetime
+    model_version: str
+    precision: str
+    label: str
+    confidence: float
+    probabilities: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    properties: NDArray[np.float32]
+    width: int
+    height: int
+    format: str
+    mode: str
+    bytes: int
+    image_digest: str
+    image_url: str | None
+    source: str | None
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPrediction:
+    """A prediction and its last label (None where there is none)."""
+
+    prediction: Prediction
+    true_label: str | None
+
+
+def record(engine: sa.Engine, rows: Sequence[Prediction]) -> None:
+    """Write predictions in one transaction. A row whose id is there already is left as it is."""
+    if not rows:
+        return
+    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
+    with writing(engine) as connection:
+        connection.execute(statement, [_fields(row) for row in rows])
+
+
+def latest(
+    engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None
+) -> list[LabelledPrediction]:
+    """The latest `limit` predictions of a version, oldest first, each with its last label."""
+    newest = sa.select(predictions).where(predictions.c.model_version == model_version)
+    if precision is not None:
+        newest = newest.where(predictions.c.precision == precision)
+    window = newest.order_by(predictions.c.id.desc()).limit(limit).subquery()
+    return _labelled(engine, sa.select(window, _last_label(window.c.id)).order_by(window.c.id))
+
+
+def labelled_captures(
+    engine: sa.Engine,
+    model_versions: Sequence[str],
+    *,
+    since: datetime | None = None,
+    limit: int | None = None,
+) -> list[LabelledPrediction]:
+    """Predictions of these versions that have a label and a captured image, oldest first; with `limit` the newest."""
+    label = _last_label(predictions.c.id)
+    rows = sa.select(predictions, label).where(
+        predictions.c.model_version.in_(model_versions),
+        predictions.c.image_url.is_not(None),
+        sa.exists().where(labels.c.prediction_id == predictions.c.id),
+    )
+    if since is not None:
+        rows = rows.where(predictions.c.at >= since)
+    rows = rows.order_by(predictions.c.id.desc())
+    if limit is not None:
+        rows = rows.limit(limit)
+    return _labelled(engine, rows)[::-1]
+
+
+def known(engine: sa.Engine, ids: Sequence[str]) -> dict[str, str]:
+    """Of these ids, those in the ledger, each with its model version."""
+    found: dict[str, str] = {}
+    with reading(engine) as connection:
+        for start in range(0, len(ids), 500):
+            query = sa.select(predictions.c.id, predictions.c.model_version).where(
+                predictions.c.id.in_(ids[start : start + 500])
+            )
+            found.update({row.id: row.model_version for row in connection.execute(query)})
+    return found
+
+
+def count(engine: sa.Engine, model_version: str | None = None) -> int:
+    query = sa.select(sa.func.count()).select_from(predictions)
+    if model_version is not None:
+        query = query.where(predictions.c.model_version == model_version)
+    with reading(engine) as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def _last_label(prediction_id: sa.ColumnElement[str]) -> sa.Label[Any]:
+    return (
+        sa.select(labels.c.label)
+        .where(labels.c.prediction_id == prediction_id)
+        .order_by(labels.c.id.desc())
+        .limit(1)
+        .scalar_subquery()
+        .label("true_label")
+    )
+
+
+def _labelled(engine: sa.Engine, query: sa.Select[Any]) -> list[LabelledPrediction]:
+    with reading(engine) as connection:
+        result = []
+        for row in connection.execute(query).mappings():
+            fields = dict(row)
+            true_label = fields.pop("true_label")
+            result.append(LabelledPrediction(Prediction(**fields), true_label))
+        return result
+
+
+def _fields(row: Prediction) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in Prediction.__dataclass_fields__}

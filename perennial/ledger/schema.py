@@ -1,0 +1,158 @@
+"""The ledger's tables (SQLAlchemy Core), the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.engine import Dialect
+
+#: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
+HEAD: Final = "0001"
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """A moment. Python sees aware datetimes in UTC only; a naive one is an error."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.DateTime(timezone=dialect.name != "sqlite"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without a time zone cannot be kept in the ledger")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Vector(sa.types.TypeDecorator[NDArray[np.float32]]):
+    """A float32 vector as little-endian bytes: a quarter of JSON's size, and no parsing."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
+        return None if value is None else np.asarray(value, dtype="<f4").tobytes()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[np.float32] | None:
+        return None if value is None else np.frombuffer(value, dtype="<f4").astype(np.float32)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+# SQLite counts rows by itself only in a column of exactly the type INTEGER.
+_Serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),  # UUIDv7: sorts by time
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("model_version", sa.String(64), nullable=False),
+    sa.Column("precision", sa.String(16), nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("confidence", sa.Float, nullable=False),
+    sa.Column("probabilities", Vector, nullable=False),
+    sa.Column("embedding", Vector, nullable=False),
+    sa.Column("properties", Vector, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("format", sa.String(16), nullable=False),
+    sa.Column("mode", sa.String(16), nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("image_digest", sa.String(64), nullable=False),
+    sa.Column("image_url", sa.Text),  # null when the image was not captured
+    sa.Column("source", sa.String(200)),
+    sa.Column("latency_ms", sa.Float, nullable=False),
+    sa.Index(None, "model_version", "id"),
+    sa.Index(None, "at"),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
+    sa.Column("prediction_id", sa.String(36), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("source", sa.String(200)),
+    sa.Index(None, "prediction_id", "id"),
+)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("bundle_url", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("parent", sa.String(64)),
+    sa.Column("manifest", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "name", "version"),
+)
+
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("event_id", _Serial, nullable=False),
+    sa.Index(None, "name", "id"),
+)
+
+checks = sa.Table(
+    "checks",
+    metadata,
+    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("model_version", sa.String(64), nullable=False),
+    sa.Column("window", sa.JSON, nullable=False),  # {"rows", "start", "end"}
+    sa.Column("verdict", sa.String(32), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("report_url", sa.Text),
+    sa.Index(None, "name", "id"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("caused_by", _Serial),
+    sa.Index(None, "name", "id"),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("holder", sa.String(200), nullable=False),
+    sa.Column("until", UtcDateTime, nullable=False),
+)

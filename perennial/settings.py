@@ -1,0 +1,267 @@
+"""One typed settings object: `perennial.toml`, overridden by `PERENNIAL_*` variables.
+
+Every field says what it means where it is defined; `docs/settings.md` lists them all, held by a test.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from perennial.errors import InvalidSettings
+
+CONFIG_FILE = "perennial.toml"
+CONFIG_VARIABLE = "PERENNIAL_CONFIG"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainSettings(Section):
+    """How a labelled folder becomes a bundle."""
+
+    backbone: str = Field("mobilenet_v3_small", description="A torchvision classification model, by name.")
+    weights: str = Field(
+        "default",
+        description="`default` (torchvision's own, downloaded by torchvision), `builtin` (ships with Perennial), "
+        "`none` (random, on purpose), or the path of a local `.pth` or `.safetensors` file.",
+    )
+    strategy: Literal["auto", "linear_probe"] = Field(
+        "auto",
+        description="How the backbone is adapted. `auto` picks; `linear_probe` trains only a new head.",
+    )
+    image_size: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Side of the square the network sees, in pixels; 0 takes the backbone's own.",
+    )
+    validation: Fraction = Field(
+        0.15, description="Share of the images kept for choosing regularisation and temperature."
+    )
+    test: Fraction = Field(0.15, description="Share of the images kept for the reported metrics.")
+    seed: int = Field(0, ge=0, description="Makes splits and training repeatable.")
+    threads: int = Field(0, ge=0, description="Processor threads for training; 0 takes every core.")
+
+
+class ServeSettings(Section):
+    """The HTTP service."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; the container listens on all.")
+    port: int = Field(3000, ge=1, le=65535, description="Port to listen on.")
+    workers: int = Field(1, ge=1, le=256, description="Server processes. One is best on up to four cores.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Threads a worker decodes and infers in; 0 shares the cores between workers.",
+    )
+    max_bytes: int = Field(
+        32 * 2**20, ge=1, description="Largest image accepted, in bytes; a larger one is answered with 413."
+    )
+    max_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        description="Largest image accepted, in pixels, read from the header before decoding.",
+    )
+    max_batch: int = Field(64, ge=1, le=1024, description="Most images in one `/v1/predict/batch` request.")
+    max_queue: int = Field(
+        256,
+        ge=1,
+        description="Most images a worker holds at once; past it the answer is 503 with `Retry-After`.",
+    )
+    timeout: float = Field(30.0, gt=0, description="Seconds until a request is answered with 504.")
+    swap_interval: float = Field(
+        1.0, gt=0, description="Seconds between looks at the ledger for a newly deployed model."
+    )
+    capture: Fraction = Field(1.0, description="Share of the images kept in storage, for labelling and retraining.")
+    admin_key: str = Field(
+        "",
+        description="Key that promote and rollback ask for (`Authorization: Bearer KEY`); "
+        "empty: these calls answer loopback only.",
+    )
+
+
+class MonitorSettings(Section):
+    """What a check looks at and when it speaks."""
+
+    window: int = Field(1000, ge=1, description="Rows in a window: the latest predictions of the live model.")
+    min_rows: int = Field(
+        500, ge=2, description="Fewer rows than this and the verdict is `insufficient_data`, never `ok`."
+    )
+    min_labels: int = Field(200, ge=1, description="Fewer labels than this say nothing about accuracy.")
+    alpha: float = Field(
+        0.005,
+        gt=0,
+        lt=0.5,
+        description="False-alarm rate of each family of tests on clean windows, after correction.",
+    )
+    property_floor: float = Field(
+        0.25,
+        ge=0,
+        description="Least shift of an image property that counts, in reference standard deviations.",
+    )
+    output_floor: float = Field(
+        0.12,
+        ge=0,
+        description="Least shift of a probability or of the confidence that counts, in standard deviations.",
+    )
+    class_mix_floor: Fraction = Field(0.10, description="Least change of the class mix that counts (total variation).")
+    embedding_floor: Fraction = Field(
+        0.62, description="Least area under the curve of the domain classifier on embeddings that counts."
+    )
+    accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
+    interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")
+    port: int = Field(3001, ge=0, le=65535, description="Port of the watcher's own `/metrics`; 0 turns it off.")
+
+
+class RetrainSettings(Section):
+    """When a model is trained anew, and what it must show."""
+
+    data: str = Field("", description="The original training data; empty takes the path the live model was trained on.")
+    min_labels: int = Field(100, ge=1, description="Labelled captures needed before a retrain is worth it.")
+    accuracy_drop: Fraction = Field(0.05, description="Loss of accuracy that calls for a retrain.")
+    cooldown: float = Field(3600.0, ge=0, description="Seconds after a retrain in which no other is asked for.")
+    fresh_holdout: Fraction = Field(
+        0.3, description="Share of the labelled captures the gate judges on; they never enter training."
+    )
+    alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="The challenger must be better on fresh rows at this level (one-sided, paired).",
+    )
+    margin: Fraction = Field(0.02, description="Accuracy the challenger may lose on the original held-out rows.")
+    lease: float = Field(3600.0, gt=0, description="Seconds until a dead retrain's lease is free again.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Build it with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PERENNIAL_", env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    name: str = Field(
+        "default",
+        pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$",
+        description="The model's name: lower-case letters, digits, `-` and `_`.",
+    )
+    home: Path = Field(Path("~/.perennial"), description="Folder for the embedded database, storage and caches.")
+    database_url: str = Field("", description="SQLAlchemy URL of the ledger; empty is SQLite in `home`.")
+    storage_url: str = Field("", description="fsspec URL of images, bundles and reports; empty is a folder in `home`.")
+    train: TrainSettings = TrainSettings()
+    serve: ServeSettings = ServeSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    retrain: RetrainSettings = RetrainSettings()
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def ledger_url(self) -> str:
+        """The database's URL, defaults filled in."""
+        return self.database_url or f"sqlite:///{self.home_path / 'ledger.sqlite'}"
+
+    @property
+    def blobs_url(self) -> str:
+        """The storage's URL, defaults filled in."""
+        return self.storage_url or f"file://{self.home_path / 'storage'}"
+
+    @property
+    def cache_path(self) -> Path:
+        """Local copies that can be deleted at any time: bundles, embeddings."""
+        return self.home_path / "cache"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load_settings` merges file, environment and overrides itself, so that each beats the one before it.
+        return (init_settings,)
+
+
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from `config` (else `$PERENNIAL_CONFIG`, else `perennial.toml` here, if there is one), then the
+    environment, then `overrides` (a section is a dict: `serve={"port": 3002}`); each beats the one before it.
+
+    Raises:
+        InvalidSettings: the file cannot be read, a key is unknown (the nearest known one is named), or a value
+            is out of range.
+    """
+    named = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    path = named or Path(CONFIG_FILE)
+    values: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InvalidSettings(f"{path} cannot be read: {error}") from error
+    elif named:
+        raise InvalidSettings(f"there is no settings file {path}; name one with --config or ${CONFIG_VARIABLE}")
+    _refuse_unknown_variables()
+    try:
+        return Settings(**_merged(values, EnvSettingsSource(Settings)(), overrides))
+    except ValidationError as error:
+        raise InvalidSettings("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def known_keys() -> list[str]:
+    """Every setting's dotted name, such as `serve.port`."""
+    keys = []
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += [f"{name}.{inner}" for inner in section.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = result.get(key)
+            if isinstance(below, dict) and isinstance(value, dict):
+                value = _merged(below, value)
+            result[key] = value
+    return result
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{key}: {problem['msg']} (got {problem['input']!r})"
+    return _unknown(key)
+
+
+def _unknown(key: str) -> str:
+    known = [*known_keys(), "train", "serve", "monitor", "retrain"]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown setting {key!r}; did you mean {near[0]!r}? All settings are in docs/settings.md"
+
+
+def _refuse_unknown_variables() -> None:
+    # pydantic-settings ignores variables it does not know; a mistyped one must not be silent.
+    known = {f"PERENNIAL_{key.replace('.', '__')}".upper() for key in known_keys()}
+    known |= {CONFIG_VARIABLE, "PERENNIAL_TEST_DATA"}
+    for variable in os.environ:
+        if variable.upper().startswith("PERENNIAL_") and variable.upper() not in known:
+            key = variable[len("PERENNIAL_") :].lower().replace("__", ".")
+            raise InvalidSettings(f"environment variable {variable}: {_unknown(key)}")

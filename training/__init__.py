@@ -1,0 +1,1 @@
+"""A labelled folder of images in, a bundle out."""
