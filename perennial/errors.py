@@ -157,6 +157,7 @@ class GateRefused(PerennialError):
 class NothingToDo(PerennialError):
     """There is no work for this command now."""
 
+    status = 409
     exit_code = 4
     title = "Nothing to do"
     slug = "nothing-to-do"
@@ -172,6 +173,13 @@ class UnknownPrediction(PerennialError):
     exit_code = 3
     title = "No such prediction"
     slug = "unknown-prediction"
+
+
+class UnknownLabel(InvalidParameter):
+    """The model that made a prediction has no such class."""
+
+    title = "No such class"
+    slug = "unknown-label"
 
 
 class LedgerUnavailable(PerennialError):
@@ -218,6 +226,22 @@ class TooSlow(PerennialError):
     status = 504
     title = "Too slow"
     slug = "timeout"
+
+
+class UnknownPath(PerennialError):
+    """There is nothing at that path."""
+
+    status = 404
+    title = "There is nothing here"
+    slug = "unknown-path"
+
+
+class MethodNotAllowed(PerennialError):
+    """The path is right, the HTTP method is not."""
+
+    status = 405
+    title = "Not with this method"
+    slug = "method-not-allowed"
 
 
 class Unauthorized(PerennialError):

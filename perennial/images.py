@@ -7,6 +7,7 @@ their size (scaled inverse DCT) when the network needs no more.
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,8 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Pillow only warns about huge images; the limits below refuse them.
 Image.MAX_IMAGE_PIXELS = None
+# It also warns about odd metadata; a client must not be able to fill the log with that.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _ORIENTATION_TAG: Final = 0x0112
 _TURNS: Final = {

@@ -41,8 +41,12 @@ def open_ledger(url: str, *, pool_size: int = 5) -> sa.Engine:
         ) from error
     except sa.exc.ArgumentError as error:
         raise InvalidSettings(f"database_url is not a database URL: {error}") from error
-    if _revision(engine) != HEAD:
-        _migrate(engine)
+    try:
+        if _revision(engine) != HEAD:
+            _migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 

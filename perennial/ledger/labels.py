@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from perennial.ledger.connect import writing
+from perennial.ledger.connect import reading, writing
 from perennial.ledger.schema import labels
 
 
@@ -47,3 +47,17 @@ def add(engine: sa.Engine, feedback: Sequence[Feedback], *, at: datetime | None 
         if rows:
             connection.execute(sa.insert(labels), rows)
     return len(rows)
+
+
+def order(engine: sa.Engine, prediction_ids: Sequence[str]) -> dict[str, int]:
+    """For each prediction that has a label, a number that is higher the later its last label was given."""
+    found: dict[str, int] = {}
+    with reading(engine) as connection:
+        for start in range(0, len(prediction_ids), 500):
+            query = (
+                sa.select(labels.c.prediction_id, sa.func.max(labels.c.id).label("newest"))
+                .where(labels.c.prediction_id.in_(prediction_ids[start : start + 500]))
+                .group_by(labels.c.prediction_id)
+            )
+            found.update({row.prediction_id: row.newest for row in connection.execute(query)})
+    return found

