@@ -26,6 +26,8 @@ PROPERTIES: Final = ("brightness", "contrast", "sharpness", "saturation", "red",
 
 Floats = NDArray[np.float32]
 
+_first_call = threading.Lock()
+
 
 @dataclass(frozen=True, slots=True)
 class GraphOutput:
@@ -72,6 +74,10 @@ class Graph:
         except (RuntimeError, ValueError) as error:
             raise InvalidBundle(f"the graph cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
         self._thread = threading.local()
+        # OpenVINO's Python binding fills a table at the first inference of a process (in Type.to_dtype), and hangs for
+        # good if two threads make that one at once. So the first is made here, by one thread.
+        with _first_call:
+            openvino.Type.u8.to_dtype()
 
     def run(self, pixels: Pixels) -> GraphOutput:
         """Infer.

@@ -100,10 +100,11 @@ class MonitorSettings(Section):
     )
     min_labels: int = Field(200, ge=1, description="Fewer labels than this say nothing about accuracy.")
     alpha: float = Field(
-        0.005,
-        gt=0,
+        0.0015,
+        ge=0.001,
         lt=0.5,
-        description="False-alarm rate of each family of tests on clean windows, after correction.",
+        description="False-alarm rate of each of the five families of tests on clean windows, after correction; "
+        "the whole verdict's is at most five times this.",
     )
     property_floor: float = Field(
         0.25,
@@ -117,7 +118,7 @@ class MonitorSettings(Section):
     )
     class_mix_floor: Fraction = Field(0.10, description="Least change of the class mix that counts (total variation).")
     embedding_floor: Fraction = Field(
-        0.62, description="Least area under the curve of the domain classifier on embeddings that counts."
+        0.60, description="Least area under the curve of the domain classifier on embeddings that counts."
     )
     accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
     interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")

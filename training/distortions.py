@@ -7,7 +7,7 @@ outline, about one unit a pixel. A field, unlike a bitmap, lets a stroke grow th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,21 @@ class Distortion:
     coarse_share: float = 0.7  # the share of images that are so resampled
     colour_share: float = 0.4  # the rest are grey
 
+    def eased(self, strength: float) -> Distortion:
+        """The same with a ``strength`` in 0..1 of the bending, resizing, thickening and coarse resampling."""
+        return replace(
+            self,
+            rotation=self.rotation * strength,
+            shear=self.shear * strength,
+            smallest=1 + (self.smallest - 1) * strength,
+            largest=1 + (self.largest - 1) * strength,
+            stretch=self.stretch * strength,
+            translation=self.translation * strength,
+            bend=self.bend * strength,
+            thicken=self.thicken * strength,
+            coarse_share=self.coarse_share * strength,
+        )
+
 
 def distort(fields: Tensor, size: int, random: torch.Generator, how: Distortion | None = None) -> Tensor:
     """Draw fields ``[N, 1, S, S]`` as distorted images ``[N, 3, size, size]``, float32 in 0..1.
@@ -38,9 +53,7 @@ def distort(fields: Tensor, size: int, random: torch.Generator, how: Distortion 
     paper of random shades and hues with a gradient, blur and noise. Every number comes from ``random``.
     """
     how = how or Distortion()
-    warped = F.grid_sample(
-        fields, _grid(len(fields), size, random, how), padding_mode="border", align_corners=False
-    )
+    warped = F.grid_sample(fields, _grid(len(fields), size, random, how), padding_mode="border", align_corners=False)
     ink = _ink(warped, fields, random, how)
     return _expose(_coarsen(ink, random, how), random, how)
 

@@ -81,4 +81,4 @@ def _field(counts: NDArray[np.float64]) -> NDArray[np.float16]:
     """Log density as a field: positive on the half of the touched pixels that are touched most."""
     density = gaussian_filter(np.log1p(counts), 0.6)
     middle = float(np.median(density[counts > 0]))
-    return (3 * (density / middle - 0.7)).clip(-3, 3).astype(np.float16)
+    return np.asarray((3 * (density / middle - 0.7)).clip(-3, 3), np.float16)

@@ -1,7 +1,7 @@
 """Printed glyphs: the letters and symbols, never the digits, of the fonts that matplotlib ships.
 
-Each class is one character, drawn from every font that has it. Characters that look like a digit, or like a
-character already chosen, are left out by comparing the drawings, so no class is a digit under another name.
+Each class is one character, drawn from every font that has it. Characters whose drawing nearly coincides with a
+digit's, or with that of a character already chosen, are left out, and so is a list of those that read as a digit.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _coverage() -> dict[str, tuple[str, ...]]:
 
 
 def is_candidate(character: str) -> bool:
-    """Whether a character is a plain letter, symbol or mark that neither is nor contains nor resembles a digit."""
+    """Whether a character is a plain letter, symbol or mark that neither is nor holds a digit, nor is listed as one."""
     if character in LOOKALIKES or unicodedata.category(character)[0] not in "LSP":
         return False
     if unicodedata.numeric(character, None) is not None:
@@ -93,12 +93,10 @@ def draw(character: str, font: str) -> NDArray[np.float32]:
     tight = Image.new("L", (width, height))
     ImageDraw.Draw(tight).text((-left, -top), character, fill=255, font=face)
     ratio = 0.75 * _DRAWN / max(width, height)
-    scaled = tight.resize(
-        (max(1, round(width * ratio)), max(1, round(height * ratio))), Image.Resampling.BICUBIC
-    )
+    scaled = tight.resize((max(1, round(width * ratio)), max(1, round(height * ratio))), Image.Resampling.BICUBIC)
     page = Image.new("L", (_DRAWN, _DRAWN))
     page.paste(scaled, ((_DRAWN - scaled.width) // 2, (_DRAWN - scaled.height) // 2))
-    return np.asarray(page, np.float32) / 255
+    return np.asarray(page, np.float32) / np.float32(255)
 
 
 def signed_field(bitmap: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -107,7 +105,7 @@ def signed_field(bitmap: NDArray[np.float32]) -> NDArray[np.float16]:
     distance = distance_transform_edt(ink) - distance_transform_edt(~ink)
     step = _DRAWN // _FIELD
     smaller = distance.reshape(_FIELD, step, _FIELD, step).mean((1, 3)) / step
-    return smaller.clip(-16, 16).astype(np.float16)
+    return np.asarray(smaller.clip(-16, 16), np.float16)
 
 
 def _signature(bitmap: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -115,14 +113,12 @@ def _signature(bitmap: NDArray[np.float32]) -> NDArray[np.float32]:
     blurred = gaussian_filter(bitmap, 3.0)
     small = np.asarray(Image.fromarray(blurred).resize((_COMPARED, _COMPARED), Image.Resampling.BOX)).ravel()
     small = small - small.mean()
-    return (small / max(float(np.linalg.norm(small)), 1e-6)).astype(np.float32)
+    return np.asarray(small / max(float(np.linalg.norm(small)), 1e-6), np.float32)
 
 
 @lru_cache(maxsize=4)
-def choose_characters(
-    classes: int, *, digit_likeness: float = 0.91, likeness: float = 0.92
-) -> tuple[str, ...]:
-    """Choose letters, then symbols, the most widely drawn first, that correlate with no digit and with none chosen before.
+def choose_characters(classes: int, *, digit_likeness: float = 0.91, likeness: float = 0.92) -> tuple[str, ...]:
+    """Choose characters that correlate with no digit and with none chosen before: letters, then symbols.
 
     Raises ValueError if the fonts have fewer than ``classes`` such characters.
     """

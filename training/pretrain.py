@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perennial.errors import InvalidParameter, WeightsUnavailable
+from perennial.errors import InvalidParameter, PerennialError, WeightsUnavailable
 from training import distortions, fractals, glyphs
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -31,20 +32,24 @@ _SOURCES = (distortions, fractals, glyphs)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything, with the library versions, that the weights depend on."""
+    """Everything, with the library versions and the thread count, that the weights depend on.
+
+    The defaults are the recipe of the committed checkpoint.
+    """
 
     backbone: str = "mobilenet_v3_small"
-    epochs: int = 16
-    images_per_class: int = 90
-    glyph_classes: int = 240
+    epochs: int = 12
+    images_per_class: int = 100
+    glyph_classes: int = 300
     fractal_classes: int = 0
     image_size: int = 64
     seed: int = 0
-    batch: int = 128
-    learning_rate: float = 3e-3
+    batch: int = 64
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     warmup: float = 0.05  # the share of all steps over which the learning rate rises
+    ease_in: float = 0.3  # the share of all steps over which distortion grows to full; without it, learning starts late
     average: float = 0.998  # decay of the running average of the weights, which is what is kept
 
 
@@ -81,9 +86,7 @@ def builtin_checkpoint(backbone: str) -> Path:
     path = CHECKPOINTS / f"{backbone}-glyphs.safetensors"
     if path.is_file():
         return path
-    known = sorted(
-        p.name.removesuffix("-glyphs.safetensors") for p in CHECKPOINTS.glob("*-glyphs.safetensors")
-    )
+    known = sorted(p.name.removesuffix("-glyphs.safetensors") for p in CHECKPOINTS.glob("*-glyphs.safetensors"))
     raise WeightsUnavailable(
         f"there is no built-in checkpoint for {backbone!r}; there is one for: {', '.join(known) or 'none'}"
     )
@@ -115,25 +118,20 @@ def pretrain(
     return run(recipe, out, progress)
 
 
-def run(
-    recipe: Recipe, out: Path, progress: Callable[[PretrainProgress], None] | None = None
-) -> PretrainResult:
+def run(recipe: Recipe, out: Path, progress: Callable[[PretrainProgress], None] | None = None) -> PretrainResult:
     """Like ``pretrain``, with every number of the recipe open."""
     _check(recipe)
-    started = time.perf_counter()
+    started, sources = time.perf_counter(), source_digest()
     fields, first, count = _classes(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         features, accuracy = _train(recipe, fields, first, count, progress, started)
     seconds = time.perf_counter() - started
     images = recipe.epochs * _steps(recipe) * recipe.batch
-    _save(
-        features, recipe, out, {"images": images, "accuracy": round(accuracy, 4), "seconds": round(seconds)}
-    )
+    # No wall time in the file: the same recipe must give the same bytes.
+    _save(features, recipe, out, {"images": images, "accuracy": round(accuracy, 4)}, sources)
     written = out.read_bytes()
-    return PretrainResult(
-        out, hashlib.sha256(written).hexdigest(), len(written), recipe, images, accuracy, seconds
-    )
+    return PretrainResult(out, hashlib.sha256(written).hexdigest(), len(written), recipe, images, accuracy, seconds)
 
 
 def _check(recipe: Recipe) -> None:
@@ -167,17 +165,19 @@ def _classes(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _batches(
-    recipe: Recipe, fields: Tensor, first: Tensor, count: Tensor, random: torch.Generator
+    recipe: Recipe, fields: Tensor, first: Tensor, count: Tensor, random: torch.Generator, epoch: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of normalised images ``[B, 3, S, S]`` and labels ``[B]``, classes evenly drawn."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     steps = _steps(recipe)
     rounds = -(-steps * recipe.batch // len(first))
     labels = torch.cat([torch.randperm(len(first), generator=random) for _ in range(rounds)])
-    for label in labels[: steps * recipe.batch].split(recipe.batch):
+    for step, label in enumerate(torch.split(labels[: steps * recipe.batch], recipe.batch)):
+        done = (epoch + step / steps) / recipe.epochs
+        how = distortions.Distortion().eased(min(1.0, 0.1 + 0.9 * done / recipe.ease_in))
         # The distortions go by position in the batch, so the order must say nothing about the class.
         drawing = first[label] + (torch.rand(len(label), generator=random) * count[label]).long()
-        images = distortions.distort(fields[drawing].float(), recipe.image_size, random)
+        images = distortions.distort(fields[drawing].float(), recipe.image_size, random, how)
         yield ((images - mean) / std).to(memory_format=torch.channels_last), label
 
 
@@ -209,13 +209,13 @@ def _train(
     share_right = 0.0
     for epoch in range(1, recipe.epochs + 1):
         loss_sum, right, seen = 0.0, 0, 0
-        for images, labels in _batches(recipe, fields, first, count, random):
+        for images, labels in _ahead(_batches(recipe, fields, first, count, random, epoch - 1)):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step / total, recipe.warmup)
             scores = model(images)
             loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             step += 1
             decay = min(recipe.average, (1 + step) / (10 + step))
@@ -227,11 +227,18 @@ def _train(
         share_right = right / seen
         if progress is not None:
             elapsed = time.perf_counter() - started
-            done = PretrainProgress(
-                epoch, recipe.epochs, step * recipe.batch, loss_sum / seen, share_right, elapsed
-            )
+            done = PretrainProgress(epoch, recipe.epochs, step * recipe.batch, loss_sum / seen, share_right, elapsed)
             progress(done)
     return average, share_right
+
+
+def _ahead(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, each drawn by one other thread while the last is learnt from."""
+    with ThreadPoolExecutor(1) as painter:
+        coming = painter.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = painter.submit(next, batches, None)
+            yield batch
 
 
 def _floats(body: nn.Module) -> dict[str, Tensor]:
@@ -254,14 +261,21 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def _save(features: dict[str, Tensor], recipe: Recipe, out: Path, outcome: dict[str, float]) -> None:
+def _serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file, the metadata in order of their keys; the library writes them in any order."""
+    written = save(tensors, metadata)
+    length = int.from_bytes(written[:8], "little")
+    header = json.dumps(json.loads(written[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + written[8 + length :]
+
+
+def _save(features: dict[str, Tensor], recipe: Recipe, out: Path, outcome: dict[str, float], sources: str) -> None:
     """Write under a temporary name, then rename, so a reader never sees half of a file."""
     tensors = {name: value.half().contiguous() for name, value in features.items()}
     broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if broken:
-        raise ArithmeticError(
-            f"training diverged: {broken[0]} and {len(broken) - 1} more do not fit in float16"
-        )
+        raise PerennialError(f"training diverged: {broken[0]} and {len(broken) - 1} more do not fit in float16")
     families = [f"{recipe.glyph_classes} printed glyphs", f"{recipe.fractal_classes} fractals"]
     metadata = {
         "format": "pt",
@@ -275,9 +289,9 @@ def _save(features: dict[str, Tensor], recipe: Recipe, out: Path, outcome: dict[
         "outcome": json.dumps(outcome),
         "threads": str(torch.get_num_threads()),
         "libraries": json.dumps({name: version(name) for name in ("torch", "torchvision", "matplotlib", "pillow")}),
-        "source_sha256": source_digest(),
+        "source_sha256": sources,
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    save_file(tensors, partial, metadata)
+    partial.write_bytes(_serialise(tensors, metadata))
     os.replace(partial, out)

@@ -71,3 +71,10 @@ def latest(engine: sa.Engine, name: str, limit: int = 1, *, model_version: str |
     with reading(engine) as connection:
         rows = connection.execute(query.order_by(checks.c.id.desc()).limit(limit)).mappings()
         return [CheckRow(**row) for row in rows]
+
+
+def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:
+    """How many checks a model has had, by verdict."""
+    query = sa.select(checks.c.verdict, sa.func.count()).where(checks.c.name == name).group_by(checks.c.verdict)
+    with reading(engine) as connection:
+        return {verdict: int(count) for verdict, count in connection.execute(query)}

@@ -87,6 +87,18 @@ def last(engine: sa.Engine, name: str, kinds: Sequence[EventKind]) -> Event | No
     return found[0] if found else None
 
 
+def newest(engine: sa.Engine, name: str, limit: int) -> list[Event]:
+    """A model's latest events, newest first."""
+    return _read(engine, sa.select(events).where(events.c.name == name).order_by(events.c.id.desc()).limit(limit))
+
+
+def count_by_kind(engine: sa.Engine, name: str) -> dict[EventKind, int]:
+    """How many events of each kind a model has had."""
+    query = sa.select(events.c.kind, sa.func.count()).where(events.c.name == name).group_by(events.c.kind)
+    with reading(engine) as connection:
+        return {EventKind(kind): int(count) for kind, count in connection.execute(query)}
+
+
 def _read(engine: sa.Engine, query: sa.Select[Any]) -> list[Event]:
     with reading(engine) as connection:
         return [

@@ -60,6 +60,17 @@ def all_of(engine: sa.Engine, name: str) -> list[Model]:
         return [_model(row) for row in connection.execute(query)]
 
 
+def lineage(engine: sa.Engine, name: str, version: str) -> tuple[str, ...]:
+    """A version and those it descends from, newest first."""
+    parents = {model.version: model.parent for model in all_of(engine, name)}
+    found: list[str] = []
+    following: str | None = version
+    while following is not None and following not in found:
+        found.append(following)
+        following = parents.get(following)
+    return tuple(found)
+
+
 def _model(row: sa.Row[Any]) -> Model:
     return Model(
         row.version,

@@ -91,6 +91,21 @@ def labelled_captures(
     return _labelled(engine, rows)[::-1]
 
 
+def count_labelled_captures(engine: sa.Engine, model_versions: Sequence[str]) -> int:
+    """How many predictions of these versions have a label and a captured image."""
+    query = (
+        sa.select(sa.func.count())
+        .select_from(predictions)
+        .where(
+            predictions.c.model_version.in_(model_versions),
+            predictions.c.image_url.is_not(None),
+            sa.exists().where(labels.c.prediction_id == predictions.c.id),
+        )
+    )
+    with reading(engine) as connection:
+        return int(connection.execute(query).scalar_one())
+
+
 def known(engine: sa.Engine, ids: Sequence[str]) -> dict[str, str]:
     """Of these ids, those in the ledger, each with its model version."""
     found: dict[str, str] = {}

@@ -1,0 +1,1 @@
+"""What Perennial costs and what it is worth, measured; each is `python -m benchmarks.NAME`."""

@@ -1,0 +1,213 @@
+"""`perennial models`: every model there is, which one is live, and changing that."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from commands import console
+from perennial.progress import Progress, silent
+from perennial.settings import Settings
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from training.promote import PromoteResult
+
+app = typer.Typer(no_args_is_help=True, help="List and show models; promote one, or roll back.")
+
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")]
+
+
+@app.command("list")
+def list_models(name: console.Name = None, as_json: console.Json = False) -> None:
+    """List every model, oldest first."""
+    from rich.table import Table
+
+    from perennial.ledger import deployments, models, open_ledger
+
+    settings = console.settings_for(name)
+    engine = open_ledger(settings.ledger_url)
+    history = deployments.history(engine, settings.name)
+    live = history[-1].version if history else None
+    found: list[dict[str, Any]] = [
+        {
+            "version": model.version,
+            "live": model.version == live,
+            "created_at": model.created_at.isoformat(),
+            "metrics": {key: value.model_dump() for key, value in model.manifest.metrics.items()},
+            "parent": model.parent,
+            "backbone": model.manifest.backbone,
+            "strategy": model.manifest.strategy,
+        }
+        for model in models.all_of(engine, settings.name)
+    ]
+    if as_json:
+        console.print_json(found)
+        return
+    if not found:
+        console.out.print(f"no model named {settings.name!r} yet; train one: perennial train DATA", markup=False)
+        return
+    table = Table("", "version", "created (UTC)", "accuracy", "F1", box=None)
+    for column in table.columns:
+        column.no_wrap = True  # a version is there to be copied
+    for entry in found:
+        macro_f1 = entry["metrics"].get("macro_f1")
+        table.add_row(
+            "[green]live[/]" if entry["live"] else "",
+            entry["version"],
+            str(entry["created_at"])[:16].replace("T", " "),
+            _interval(entry["metrics"].get("accuracy")),
+            "" if macro_f1 is None else f"{macro_f1['value']:.3f}",
+        )
+    console.out.print(table)
+
+
+@app.command("show")
+def show_model(
+    version: Annotated[str | None, typer.Argument(help="The live model's unless given.")] = None,
+    name: console.Name = None,
+    as_json: console.Json = False,
+) -> None:
+    """Show a model's manifest, what it descends from, when it was live, and every event about it."""
+    from perennial.ledger import deployments, open_ledger
+
+    settings = console.settings_for(name)
+    engine = open_ledger(settings.ledger_url)
+    document = _story(engine, settings.name, version or deployments.live(engine, settings.name).version)
+    if as_json:
+        console.print_json(document)
+    else:
+        _print_story(document)
+
+
+@app.command("promote")
+def promote_model(
+    version: Annotated[str, typer.Argument(help="The version to make live.")],
+    reason: Reason = "",
+    force: Annotated[bool, typer.Option("--force", help="Without the gate. Needs --reason, and is audited.")] = False,
+    name: console.Name = None,
+    as_json: console.Json = False,
+) -> None:
+    """Make a model live, if it passes the gate against the live one. Exit code 11: the gate refused."""
+    from commands.retrain import show
+    from perennial.ledger import open_ledger
+
+    settings = console.settings_for(name)
+    with console.progress() as progress:
+        engine = open_ledger(settings.ledger_url)
+        result = promote_version(engine, settings, version, reason=reason, force=force, progress=progress)
+    document = result.document()
+    if as_json:
+        console.print_json(document)
+    else:
+        show(document)
+        if result.outcome == "refused":
+            console.out.print(f"to deploy it all the same: perennial models promote {version} --force --reason TEXT")
+    raise typer.Exit(result.exit_code)
+
+
+@app.command("rollback")
+def roll_back(reason: Reason = "", name: console.Name = None, as_json: console.Json = False) -> None:
+    """Go back to the model that was live before this one."""
+    from perennial.ledger import deployments, open_ledger
+
+    settings = console.settings_for(name)
+    engine = open_ledger(settings.ledger_url)
+    before = deployments.live(engine, settings.name)
+    now = deployments.roll_back(engine, settings.name, reason=reason or "rolled back by hand", actor=_actor())
+    if as_json:
+        console.print_json({**asdict(now), "replaces": before.version})
+    else:
+        console.out.print(f"{now.version} is live again, in place of {before.version}", markup=False)
+
+
+def promote_version(
+    engine: sa.Engine,
+    settings: Settings,
+    version: str,
+    *,
+    reason: str = "",
+    force: bool = False,
+    progress: Progress = silent,
+) -> PromoteResult:
+    """`training.promote.promote` in the name of whoever runs this process."""
+    from training.promote import promote
+
+    return promote(engine, settings, version, reason=reason, force=force, actor=_actor(), progress=progress)
+
+
+def _story(engine: sa.Engine, name: str, version: str) -> dict[str, Any]:
+    from perennial.ledger import deployments, events, models
+
+    model = models.get(engine, name, version)
+    history = deployments.history(engine, name)
+    about = []
+    last = 0
+    while page := events.after(engine, name, last):
+        about += [event for event in page if _mentions(event.detail, version)]
+        last = page[-1].id
+    return {
+        "version": version,
+        "live": bool(history) and history[-1].version == version,
+        "digest": model.digest,
+        "bundle_url": model.bundle_url,
+        "lineage": list(models.lineage(engine, name, version)[1:]),
+        "manifest": model.manifest.model_dump(mode="json"),
+        "deployments": [asdict(entry) for entry in history if entry.version == version],
+        "events": [asdict(event) for event in about],
+    }
+
+
+def _mentions(detail: dict[str, Any], version: str) -> bool:
+    return version in (detail.get(key) for key in ("version", "champion", "replaces", "model_version"))
+
+
+def _print_story(document: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    manifest = document["manifest"]
+    data = manifest["dataset"]
+    facts = Table(box=None, show_header=False)
+    facts.add_row("version", document["version"] + (" [green](live)[/]" if document["live"] else ""))
+    facts.add_row("classes", escape(", ".join(manifest["classes"])))
+    facts.add_row("backbone", escape(f"{manifest['backbone']}, {manifest['strategy']}: {manifest['why']}"))
+    pretrained = manifest["pretrained"]
+    facts.add_row("pretrained", escape(f"{pretrained['source']} {pretrained['sha256'][:16]}"))
+    facts.add_row(
+        "data",
+        escape(
+            f"{data['location']}: {data['train']} train, {data['validation']} validation, {data['test']} test; "
+            f"{data['captures']} of the training images are captures"
+        ),
+    )
+    for metric, value in manifest["metrics"].items():
+        facts.add_row(metric.replace("_", " "), _interval(value))
+    facts.add_row("descends from", " < ".join(document["lineage"]) or "nothing: the first")
+    facts.add_row("bundle", escape(document["bundle_url"]))
+    console.out.print(facts)
+    classes = Table("class", "precision", "recall", "rows", box=None)
+    for label, entry in manifest["per_class"].items():
+        classes.add_row(escape(label), _interval(entry["precision"]), _interval(entry["recall"]), str(entry["support"]))
+    console.out.print(classes)
+    if document["events"]:
+        trail = Table("event", "at (UTC)", "what", "why", box=None)
+        for event in document["events"]:
+            why = str(event["detail"].get("why") or event["detail"].get("reason") or "")
+            trail.add_row(str(event["id"]), f"{event['at']:%Y-%m-%d %H:%M:%S}", str(event["kind"]), escape(why))
+        console.out.print(trail)
+
+
+def _interval(estimate: dict[str, float] | None) -> str:
+    return "" if estimate is None else f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def _actor() -> str:
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (OSError, KeyError):  # a container may run under a user id that has no name
+        return "cli:unknown"

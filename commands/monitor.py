@@ -1,0 +1,99 @@
+"""`perennial monitor`: one check of the live model, for people and for programs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from commands import console
+
+#: Exit code of `--exit-code` when a retrain is called for.
+RETRAIN_DUE: Final = 10
+
+_SENTENCES: Final = {
+    "ok": "What comes in is what the model knows.",
+    "insufficient_data": "Too little came in to say anything.",
+    "collection_fault": "The images do not come in as they should.",
+    "sensor_shift": "The camera or the light changed.",
+    "prior_shift": "The classes come in other shares than they used to.",
+    "data_drift": "What comes in is not what the model knows.",
+    "concept_drift": "The images are as they were, but the right answers changed.",
+}
+_NEXT: Final = {
+    "ok": "nothing",
+    "insufficient_data": "wait for more traffic, or lower monitor.min_rows",
+    "collection_fault": "look at the camera and at the client that sends; retraining would not help",
+    "sensor_shift": "clean, refocus or relight the camera; retrain only if accuracy was lost",
+    "prior_shift": "ask whether the new mix is real; label some images to see whether accuracy holds",
+    "data_drift": "look at the newest images; label some of them so that a retrain can learn them",
+    "concept_drift": "check the labels with those who gave them; if they are right, retrain",
+}
+
+
+def monitor(
+    name: console.Name = None,
+    as_json: console.Json = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help=f"Exit with {RETRAIN_DUE} when a retrain is called for.")
+    ] = False,
+) -> None:
+    """Compare the latest predictions of the live model with its reference: is the traffic still what it knows?
+
+    Writes a check, an Evidently report and, on a change of state, events. It never retrains by itself.
+    """
+    from monitoring.check import run_check
+    from perennial.ledger import open_ledger
+
+    settings = console.settings_for(name)
+    check = run_check(open_ledger(settings.ledger_url), settings)
+    if as_json:
+        console.print_json(check.document())
+    else:
+        _show(check.document())
+    if exit_code and check.retrain.due:
+        raise typer.Exit(RETRAIN_DUE)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    verdict = document["verdict"]
+    colour = {"ok": "green", "insufficient_data": "yellow"}.get(verdict, "red")
+    console.out.print(f"[bold {colour}]{verdict}[/]  {_SENTENCES[verdict]}")
+    for cause in document["causes"]:
+        console.out.print(f"  {cause['cause']}: {escape(cause['why'])}")
+    window = document["window"]
+    span = f", {window['start'][:19]} to {window['end'][:19]} UTC" if window["rows"] else ""
+    console.out.print(f"model {document['model_version']}, {window['rows']} predictions{span}", style="dim")
+    if document["families"]:
+        table = Table("family", "effect", "floor", "p", "", "largest", box=None)
+        for family, found in document["families"].items():
+            if found["skipped"]:
+                table.add_row(family, "", "", "", "[dim]not tested[/]", escape(found["skipped"]))
+                continue
+            mark = "[red]alarm[/]" if found["alarm"] else "[green]calm[/]"
+            largest = next(iter(found["columns"]), "")
+            cells = (f"{found['score']:.3f}", f"{found['floor']:.3f}", f"{found['p_value']:.2g}")
+            table.add_row(family, *cells, mark, escape(largest))
+        console.out.print(table)
+    for problem in document["problems"]:
+        console.out.print(f"not tested: {escape(problem['column'])}: {escape(problem['problem'])}", style="dim")
+    accuracy = document["accuracy"]
+    console.out.print(
+        "accuracy: "
+        f"{_estimate(accuracy['labels'], 'by labels')}, {_estimate(accuracy['estimated'], 'estimated')}, "
+        f"{_estimate(accuracy['reference'], 'in the reference')}"
+    )
+    retrain = document["retrain"]
+    console.out.print(f"retrain: {'due' if retrain['due'] else 'not due'}; {escape(retrain['why'])}")
+    console.out.print(f"next: {'perennial retrain --if-due' if retrain['due'] else _NEXT[verdict]}")
+    if document["report_url"]:
+        console.out.print(f"report: {escape(document['report_url'])}")
+
+
+def _estimate(found: dict[str, Any] | None, source: str) -> str:
+    if found is None:
+        return f"none {source}"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f}) {source}"

@@ -1,0 +1,100 @@
+"""`perennial status`: what is live, what came in, what the monitor says."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from commands import console
+
+_EVENTS: Final = 5
+
+
+def status(name: console.Name = None, as_json: console.Json = False) -> None:
+    """Show the live model, its traffic and labels, the latest check and the last events."""
+    from perennial.ledger import open_ledger
+
+    settings = console.settings_for(name)
+    document = _document(open_ledger(settings.ledger_url), settings.name, settings.monitor.window)
+    if as_json:
+        console.print_json(document)
+    else:
+        _show(document)
+
+
+def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
+    from perennial.ledger import checks, deployments, events, models, predictions
+
+    live = deployments.live(engine, name)
+    manifest = models.get(engine, name, live.version).manifest
+    latest = predictions.latest(engine, live.version, window)
+    check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
+    newest = events.newest(engine, name, _EVENTS)
+    return {
+        "name": name,
+        "model": {
+            "version": live.version,
+            "deployed_at": live.at.isoformat(),
+            "reason": live.reason,
+            "actor": live.actor,
+            "backbone": manifest.backbone,
+            "classes": list(manifest.classes),
+            "metrics": {key: value.model_dump() for key, value in manifest.metrics.items()},
+        },
+        "predictions": predictions.count(engine, live.version),
+        "window": {
+            "rows": len(latest),
+            "labelled": sum(row.true_label is not None for row in latest),
+            "start": latest[0].prediction.at.isoformat() if latest else None,
+            "end": latest[-1].prediction.at.isoformat() if latest else None,
+        },
+        "check": None
+        if check is None
+        else {
+            "id": check.id,
+            "at": check.at.isoformat(),
+            "verdict": check.verdict,
+            "causes": check.detail.get("causes", []),
+            "accuracy": check.detail.get("accuracy"),
+            "window": check.window,
+            "report_url": check.report_url,
+        },
+        "events": [
+            {
+                "id": event.id,
+                "at": event.at.isoformat(),
+                "kind": str(event.kind),
+                "why": event.detail.get("why") or event.detail.get("reason") or "",
+            }
+            for event in newest
+        ],
+    }
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    model, window, check = document["model"], document["window"], document["check"]
+    table = Table(box=None, show_header=False)
+    table.add_row("model", f"[bold]{escape(document['name'])}[/] {model['version']}, {escape(model['backbone'])}")
+    table.add_row("live since", escape(f"{model['deployed_at'][:19]} UTC: {model['reason']} ({model['actor']})"))
+    for metric, value in model["metrics"].items():
+        table.add_row(
+            metric.replace("_", " "), f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}) held out"
+        )
+    table.add_row("predictions", f"{document['predictions']:,}")
+    table.add_row("window", f"the latest {window['rows']:,}, {window['labelled']:,} of them labelled")
+    if check is None:
+        table.add_row("check", "none yet; run: perennial monitor")
+    else:
+        colour = {"ok": "green", "insufficient_data": "yellow"}.get(check["verdict"], "red")
+        said = "; ".join(str(cause) for cause in check["causes"])
+        table.add_row("check", f"[{colour}]{check['verdict']}[/] {check['at'][:19]} UTC {escape(said)}")
+        if check["report_url"]:
+            table.add_row("report", escape(check["report_url"]))
+    console.out.print(table)
+    if document["events"]:
+        trail = Table("event", "at (UTC)", "what", "why", box=None)
+        for event in document["events"]:
+            trail.add_row(str(event["id"]), event["at"][:19], event["kind"], escape(str(event["why"])))
+        console.out.print(trail)

@@ -1,0 +1,174 @@
+"""`perennial train`: a labelled folder of images becomes a model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from commands import console
+from perennial.errors import NoLiveModel, PerennialError
+from perennial.images import ImageLimits
+
+if TYPE_CHECKING:
+    from training.fit import Fitted
+
+_NEEDED = ("torch", "torchvision", "sklearn", "onnx", "onnxscript", "safetensors", "pyarrow", "jinja2")
+_SKIPPED_SHOWN = 20
+
+
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder with one folder a class; a folder with train/ and val/ of such; "
+            "or a .csv or .parquet manifest with columns image, label[, split][, weight].",
+            show_default=False,
+        ),
+    ],
+    name: console.Name = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="A torchvision classification network; the setting `train.backbone` unless given."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="default|builtin|none|PATH",
+            help="Pretrained weights: torchvision's own, the ones shipped with Perennial, random ones on purpose, "
+            "or a .pth or .safetensors file; the setting `train.weights` unless given.",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="auto|linear_probe", help="How the backbone is adapted.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=0, help="Side of the square the network sees, in pixels; 0 is the weights' own.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes splits and training repeatable.")] = None,
+    as_json: console.Json = False,
+) -> None:
+    """Train a classifier on a labelled folder. The first model of a name goes live at once."""
+    settings = console.settings_for(
+        name,
+        train={
+            "backbone": backbone, "weights": weights, "strategy": strategy, "image_size": image_size, "seed": seed,
+        },
+    )  # fmt: skip
+    _need_training_packages()
+    from perennial import ledger
+    from perennial.storage import Storage
+    from training import datasets
+    from training.fit import FitRequest, fit
+    from training.publish import publish
+
+    # The ledger first: better to hear now than after the work that it cannot be reached.
+    engine = ledger.open_ledger(settings.ledger_url)
+    storage = Storage(settings.blobs_url)
+    limits = ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels)
+    chosen = settings.train
+    with console.progress() as progress:
+        images = datasets.load(
+            data, validation=chosen.validation, test=chosen.test, seed=chosen.seed, limits=limits, progress=progress
+        )
+        fitted = fit(
+            FitRequest(
+                images=images,
+                name=settings.name,
+                backbone=chosen.backbone,
+                weights=_weights(chosen.weights),
+                strategy=chosen.strategy,
+                image_size=chosen.image_size,
+                seed=chosen.seed,
+                threads=chosen.threads,
+            ),
+            bundles=settings.home_path / "models",
+            cache=settings.cache_path,
+            limits=limits,
+            progress=progress,
+        )
+        publish(fitted.bundle, engine, storage)
+    version = fitted.bundle.manifest.version
+    try:
+        ledger.deployments.live(engine, settings.name)
+        live = False
+    except NoLiveModel:
+        ledger.deployments.deploy(engine, settings.name, version, reason="the first model of its name", actor="train")
+        live = True
+
+    _report_skipped(fitted)
+    if as_json:
+        console.print_json(_document(fitted, live))
+    else:
+        _print(fitted, live)
+
+
+def _need_training_packages() -> None:
+    missing = [package for package in _NEEDED if find_spec(package) is None]
+    if missing:
+        raise PerennialError(f"training needs {', '.join(missing)}: pip install 'perennial[train]'")
+
+
+def _weights(weights: str) -> str:
+    # A retrain reads the same file again, perhaps from another folder.
+    return weights if weights in ("default", "builtin", "none") else str(Path(weights).expanduser().absolute())
+
+
+def _report_skipped(fitted: Fitted) -> None:
+    skipped = fitted.skipped
+    if skipped:
+        console.err.print(f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} not used:", markup=False)
+    for skip in skipped[:_SKIPPED_SHOWN]:
+        console.err.print(f"  {skip.location}: {skip.reason}", markup=False)
+    if len(skipped) > _SKIPPED_SHOWN:
+        console.err.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --json lists them all", markup=False)
+
+
+def _document(fitted: Fitted, live: bool) -> dict[str, Any]:
+    manifest = fitted.bundle.manifest
+    dataset = manifest.dataset
+    return {
+        "version": manifest.version,
+        "name": manifest.name,
+        "strategy": manifest.strategy,
+        "why": manifest.why,
+        "backbone": manifest.backbone,
+        "weights": manifest.pretrained.model_dump(),
+        "classes": list(manifest.classes),
+        "counts": {"train": dataset.train, "validation": dataset.validation, "test": dataset.test},
+        "metrics": {name: estimate.model_dump() for name, estimate in manifest.metrics.items()},
+        "seconds": round(fitted.seconds, 2),
+        "bundle": str(fitted.bundle.path),
+        "report": str(fitted.bundle.report),
+        "live": live,
+        "skipped": [{"location": skip.location, "reason": skip.reason} for skip in fitted.skipped],
+    }
+
+
+def _print(fitted: Fitted, live: bool) -> None:
+    manifest = fitted.bundle.manifest
+    dataset = manifest.dataset
+    table = Table(title=f"{manifest.name} {manifest.version}", show_header=False, title_justify="left")
+    table.add_row("strategy", f"{manifest.strategy}: {escape(manifest.why)}")
+    table.add_row("backbone", f"{manifest.backbone}, weights {escape(manifest.pretrained.source)}")
+    table.add_row("classes", escape(", ".join(manifest.classes)))
+    table.add_row("images", f"{dataset.train:,} train, {dataset.validation:,} validation, {dataset.test:,} test")
+    for key in ("accuracy", "macro_f1"):
+        estimate = manifest.metrics[key]
+        table.add_row(
+            key.replace("_", "-"), f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f}) on test"
+        )
+    table.add_row("time", f"{fitted.seconds:.1f} s")
+    table.add_row("report", escape(str(fitted.bundle.report)))
+    console.out.print(table)
+    if live:
+        console.out.print("It is live: [bold]perennial serve[/] answers with it.")
+    else:
+        console.out.print(
+            f"Another version is live. To change to this one: perennial models promote {manifest.version}"
+        )

@@ -1,0 +1,89 @@
+"""When to retrain: drift is not a reason, lost accuracy is. One pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monitoring.accuracy import Accuracy
+from monitoring.verdict import CALM, Verdict
+from perennial.settings import RetrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainDecision:
+    due: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the decision rests on.
+
+    `labelled` is None where there are fewer labels than `monitor.min_labels`; `loss_p_value` is the one-sided test
+    that the labelled accuracy is below the reference's, `alpha` what counts as beyond chance. `captures` is how many
+    labelled images are at hand to train on; `seconds_since_retrain` is None where there was none.
+    """
+
+    verdict: Verdict
+    reference: Accuracy | None
+    labelled: Accuracy | None
+    estimated: Accuracy | None
+    loss_p_value: float
+    alpha: float
+    captures: int
+    seconds_since_retrain: float | None
+
+
+def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
+    """Is a retrain called for, and why (not)?"""
+    reference, labelled = situation.reference, situation.labelled
+    if situation.verdict is Verdict.COLLECTION_FAULT:
+        return RetrainDecision(False, "the images do not come in as they should; mend that first")
+    if reference is None:
+        return RetrainDecision(False, "the model has no held-out reference rows to compare its accuracy with")
+    if labelled is None:
+        return _without_labels(situation, reference, settings)
+
+    lost = reference.value - labelled.value
+    change = f"accuracy {reference.value:.3f} -> {labelled.value:.3f} on {labelled.rows} labels"
+    if lost < settings.accuracy_drop or situation.loss_p_value > situation.alpha:
+        chance = "less than retrain.accuracy_drop" if lost < settings.accuracy_drop else "could be chance"
+        if situation.verdict in CALM:
+            return RetrainDecision(False, f"{change}: {chance}")
+        return RetrainDecision(False, f"{_cause(situation.verdict)}, but the model still copes: {change} ({chance})")
+    if situation.captures < settings.min_labels:
+        missing = settings.min_labels - situation.captures
+        return RetrainDecision(
+            False,
+            f"{change}, but only {situation.captures} labelled images are at hand: label {missing} more "
+            "(retrain.min_labels)",
+        )
+    waited = situation.seconds_since_retrain
+    if waited is not None and waited < settings.cooldown:
+        return RetrainDecision(
+            False,
+            f"{change}, but the last retrain was {waited:.0f} s ago: wait {settings.cooldown - waited:.0f} s more",
+        )
+    return RetrainDecision(True, f"{change}; {situation.captures} labelled images are at hand")
+
+
+def _without_labels(situation: Situation, reference: Accuracy, settings: RetrainSettings) -> RetrainDecision:
+    estimate = situation.estimated
+    # The whole interval has to lie below: an estimate asks people for work, and must be worth it.
+    if estimate is not None and reference.value - estimate.high >= settings.accuracy_drop:
+        return RetrainDecision(
+            False,
+            f"the estimated accuracy fell to {estimate.value:.3f} from {reference.value:.3f}: "
+            f"label {settings.min_labels} of the images to know, and to retrain on",
+        )
+    if situation.verdict in CALM:
+        return RetrainDecision(False, "nothing says that accuracy was lost")
+    return RetrainDecision(
+        False,
+        f"{_cause(situation.verdict)}, but the estimated accuracy holds"
+        f"{f' ({estimate.value:.3f})' if estimate is not None else ''}: label some images to be sure",
+    )
+
+
+def _cause(verdict: Verdict) -> str:
+    return f"there is a {verdict.value.replace('_', ' ')}"

@@ -1,0 +1,203 @@
+"""What a check compares: the latest predictions of the live version, and that version's own reference rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from pyarrow.lib import ArrowException
+
+from perennial.bundle import Bundle
+from perennial.errors import InvalidBundle
+from perennial.graph import FLOAT32
+from perennial.ledger import predictions
+from perennial.ledger.predictions import LabelledPrediction
+
+Floats = NDArray[np.float32]
+
+_COLUMNS: Final = (
+    "image_digest", "label", "predicted", "confidence", "probabilities", "embedding", "properties", "held_out",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the graph said about some images, row by row.
+
+    `probabilities` [N, K], `embedding` [N, E], `properties` [N, P]; `predicted` and `confidence` [N]; `labels` holds
+    the true label or None; `digests` the sha256 of each image.
+    """
+
+    probabilities: Floats
+    embedding: Floats
+    properties: Floats
+    predicted: NDArray[Any]
+    confidence: Floats
+    labels: tuple[str | None, ...]
+    digests: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def take(self, rows: NDArray[Any]) -> Scores:
+        """Some rows, by index or by a mask."""
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Scores(
+            self.probabilities[index],
+            self.embedding[index],
+            self.properties[index],
+            self.predicted[index],
+            self.confidence[index],
+            tuple(self.labels[i] for i in index),
+            tuple(self.digests[i] for i in index),
+        )
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Of the rows that have a label: was it the predicted one? [number of labels]"""
+        return np.array(
+            [label == guess for label, guess in zip(self.labels, self.predicted, strict=True) if label is not None],
+            dtype=bool,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """How the images came in: shares of the window by format, colour mode, size and source, largest first."""
+
+    formats: dict[str, float]
+    modes: dict[str, float]
+    sizes: dict[str, float]
+    sources: dict[str, float]
+    #: The share of the window that is one and the same image, byte for byte.
+    most_repeated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The latest predictions. `scores` holds each image once: a picture sent again tells nothing new, and tests that
+    take rows for independent would alarm on it. `rows` counts what was received."""
+
+    rows: int
+    start: datetime | None
+    end: datetime | None
+    scores: Scores
+    collection: Collection
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What healthy looks like: the bundle's reference rows. `held_out` [N] is False for rows that also took part in
+    training; outputs and accuracy are compared with held-out rows only."""
+
+    classes: tuple[str, ...]
+    properties: tuple[str, ...]
+    scores: Scores
+    held_out: NDArray[np.bool_]
+
+    @property
+    def unseen(self) -> Scores:
+        return self.scores.take(self.held_out)
+
+
+def read_window(engine: sa.Engine, model_version: str, limit: int, *, precision: str = FLOAT32) -> Window:
+    """The latest `limit` predictions of a version in one precision, each with its last label."""
+    return window_of(predictions.latest(engine, model_version, limit, precision=precision))
+
+
+def window_of(rows: Sequence[LabelledPrediction]) -> Window:
+    """A window from ledger rows, oldest first."""
+    distinct: dict[str, LabelledPrediction] = {}
+    for row in rows:
+        # The last time it came counts, unless only an earlier time was labelled.
+        before = distinct.pop(row.prediction.image_digest, None)
+        unlabelled = row.true_label is None and before is not None and before.true_label is not None
+        distinct[row.prediction.image_digest] = before if unlabelled and before is not None else row
+    kept = list(distinct.values())
+    made = [row.prediction for row in kept]
+    moments = [row.prediction.at for row in rows]
+    received = [row.prediction for row in rows]
+    return Window(
+        rows=len(rows),
+        # Not the first and the last row: a clock that jumps back must not turn the window around.
+        start=min(moments, default=None),
+        end=max(moments, default=None),
+        scores=Scores(
+            _matrix([row.probabilities for row in made]),
+            _matrix([row.embedding for row in made]),
+            _matrix([row.properties for row in made]),
+            np.array([row.label for row in made], dtype=object),
+            np.array([row.confidence for row in made], dtype=np.float32),
+            tuple(row.true_label for row in kept),
+            tuple(row.image_digest for row in made),
+        ),
+        collection=Collection(
+            _shares([row.format for row in received]),
+            _shares([row.mode for row in received]),
+            _shares([f"{row.width}x{row.height}" for row in received]),
+            _shares([row.source or "" for row in received]),
+            max(_shares([row.image_digest for row in received]).values(), default=0.0),
+        ),
+    )
+
+
+def read_reference(bundle: Bundle) -> Reference:
+    """The reference rows of a verified bundle.
+
+    Raises:
+        InvalidBundle: it has none, or columns are missing or of another shape than the manifest says.
+    """
+    return reference_of(bundle.reference, bundle.manifest.classes, bundle.manifest.properties)
+
+
+def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ...]) -> Reference:
+    """The same from a `reference.parquet` on its own."""
+    try:
+        table = pq.read_table(path, columns=list(_COLUMNS))
+        columns = {name: table.column(name).to_pylist() for name in _COLUMNS}
+    except (OSError, ArrowException, KeyError) as error:
+        raise InvalidBundle(f"{path} cannot be read as reference rows: {error}; train the model anew") from error
+    reference = Reference(
+        classes,
+        properties,
+        Scores(
+            _matrix(columns["probabilities"]),
+            _matrix(columns["embedding"]),
+            _matrix(columns["properties"]),
+            np.array(columns["predicted"], dtype=object),
+            np.array(columns["confidence"], dtype=np.float32),
+            tuple(columns["label"]),
+            tuple(columns["image_digest"]),
+        ),
+        np.array(columns["held_out"], dtype=bool),
+    )
+    shapes = (reference.scores.probabilities.shape[1], reference.scores.properties.shape[1])
+    if len(reference.scores) == 0 or shapes != (len(classes), len(properties)):
+        raise InvalidBundle(
+            f"{path} holds {len(reference.scores)} rows of {shapes[0]} probabilities and {shapes[1]} properties; "
+            f"the manifest says {len(classes)} and {len(properties)}"
+        )
+    return reference
+
+
+def _matrix(rows: Sequence[Any]) -> Floats:
+    if not rows:
+        return np.empty((0, 0), dtype=np.float32)
+    width = max(len(row) for row in rows)
+    # A row of another length (which no graph writes) becomes one of NaN: it is reported, and kills nothing.
+    return np.array(
+        [row if len(row) == width else np.full(width, np.nan) for row in rows],
+        dtype=np.float32,
+    )
+
+
+def _shares(values: Sequence[str]) -> dict[str, float]:
+    return {value: count / len(values) for value, count in Counter(values).most_common()}

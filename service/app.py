@@ -1,0 +1,128 @@
+"""The BentoML service: `perennial serve`, or `bentoml serve service.app:Perennial`.
+
+The hot path is a mounted Starlette application (service/routes.py); `/classify` is the same prediction in BentoML's own
+style, for `bentoml.SyncHTTPClient`; health, metrics and schema are BentoML's.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import bentoml
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from perennial.errors import LedgerUnavailable, PerennialError
+from perennial.settings import load_settings
+from perennial.storage import Storage
+from service import metrics, problems, routes
+from service.edge import Edge, RealPath
+from service.feedback import FeedbackDesk
+from service.ledger_link import LedgerLink
+from service.lifetime import end_with_parent
+from service.live_model import LiveModels
+from service.predict import Predictor, Slots, threads_for
+from service.recorder import Recorder
+
+_LEDGER_THREADS: Final = 4
+# Ours answers first, with a problem document; BentoML's is there for what might never come back.
+_LAST_RESORT_SECONDS: Final = 15.0
+
+settings: Final = load_settings()
+
+
+class ImageInput(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML ships no types that mypy follows
+    """One image in the multipart field `image`. Reads the request as `/v1/predict` does: bounded, and without
+    BentoML's fetching of URLs, which would let a caller reach whatever this machine can reach."""
+
+    image: Path
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
+        return cls.model_construct(image=request)
+
+
+class ModelName(BaseModel):
+    name: str
+    version: str
+
+
+class LabelProbability(BaseModel):
+    label: str
+    probability: float
+
+
+class PredictionAnswer(BaseModel):
+    prediction_id: str
+    model: ModelName
+    label: str
+    confidence: float
+    top: list[LabelProbability]
+
+
+class EdgedService(bentoml.Service):  # type: ignore[misc]
+    """BentoML's service with our edge around it."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        self.add_asgi_middleware(RealPath)
+        app = super().to_asgi(is_main=is_main)
+        return Edge(app, app.routes)
+
+
+@bentoml.service(
+    name="perennial",
+    service_class=EdgedService,
+    workers=settings.serve.workers,
+    http={"host": settings.serve.host, "port": settings.serve.port},
+    traffic={"timeout": settings.serve.timeout + _LAST_RESORT_SECONDS},
+    logging={"access": {"enabled": False}},
+)
+@bentoml.asgi_app(routes.build(bentoml.get_current_service), path="/")
+class Perennial:
+    """Classifies images with the live model, and records every prediction."""
+
+    def __init__(self) -> None:
+        logging.getLogger("perennial").setLevel(logging.INFO)
+        metrics.forget_dead_workers()
+        self.settings = settings
+        self.link = LedgerLink(settings.ledger_url)
+        try:
+            self.link.engine()
+        except LedgerUnavailable as error:
+            problems.logger.warning("starting without the ledger; it is tried again: %s", error)
+        storage = Storage(settings.blobs_url)
+        self.models = LiveModels(self.link.engine, storage, settings, threads_for(settings.serve))
+        self.recorder = Recorder(self.link.engine, storage, capture=settings.serve.capture)
+        self.predictor = Predictor(settings.name, settings.serve, self.recorder)
+        self.slots = Slots(settings.serve.max_queue)
+        self.feedback = FeedbackDesk(settings.name)
+        self.ledger_threads = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
+        self.models.look()
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    def start(self) -> None:
+        end_with_parent()
+        self.models.start()
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def stop(self) -> None:
+        self.models.close()
+        self.predictor.close()
+        self.recorder.close()
+        self.ledger_threads.shutdown()
+        self.link.close()
+
+    async def __is_ready__(self) -> bool:
+        return self.models.current is not None
+
+    @bentoml.api(input_spec=ImageInput, output_spec=PredictionAnswer)  # type: ignore[untyped-decorator]
+    async def classify(self, image: Any) -> Response:
+        """Classify one image."""
+        try:
+            return JSONResponse(await routes.in_time(self, routes.predict, image))
+        except PerennialError as error:
+            return problems.response(error)

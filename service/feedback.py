@@ -1,0 +1,122 @@
+"""Labels that come back: which ones can be taken, and committing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from perennial.errors import InvalidParameter, UnknownLabel, UnknownModel, UnknownPrediction
+from perennial.ledger import labels, models, predictions
+from perennial.ledger.labels import Feedback
+from service import metrics
+from service.limits import source_of
+
+MAX_ITEMS: Final = 10_000
+_MAX_TEXT: Final = 200
+_KEYS: Final = {"prediction_id", "label", "source"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A parsed feedback request. `single`: it was one object, not a list of them."""
+
+    items: tuple[Feedback, ...]
+    single: bool
+
+
+def parse(body: Any) -> Call:
+    """`{"prediction_id", "label"[, "source"]}`, or a list of them.
+
+    Raises:
+        InvalidParameter: says which item is wrong, and how.
+    """
+    single = isinstance(body, dict)
+    entries = [body] if single else body
+    if not isinstance(entries, list):
+        raise InvalidParameter('send {"prediction_id": ..., "label": ...} or a list of such objects')
+    if len(entries) > MAX_ITEMS:
+        raise InvalidParameter(f"{len(entries):,} items; at most {MAX_ITEMS:,} are taken in one call")
+    return Call(tuple(_item(entry, "" if single else f"item {index}: ") for index, entry in enumerate(entries)), single)
+
+
+def _item(entry: Any, where: str) -> Feedback:
+    if not isinstance(entry, dict):
+        raise InvalidParameter(f"{where}is not an object")
+    unknown = sorted(set(entry) - _KEYS)
+    if unknown:
+        raise InvalidParameter(f"{where}unknown key {unknown[0][:40]!r}; there are {', '.join(sorted(_KEYS))}")
+    for key in ("prediction_id", "label"):
+        if not isinstance(entry.get(key), str) or not entry[key]:
+            raise InvalidParameter(f"{where}{key!r} is missing or not a text")
+    source = entry.get("source")
+    if source is not None and not isinstance(source, str):
+        raise InvalidParameter(f"{where}'source' is not a text")
+    return Feedback(entry["prediction_id"], entry["label"], source_of(source))
+
+
+class FeedbackDesk:
+    """Takes labels for one model's predictions."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._classes: dict[str, tuple[str, ...] | None] = {}
+
+    def take(self, engine: sa.Engine, call: Call) -> dict[str, Any]:
+        """Commit every label that can be taken; returns the answer.
+
+        Raises:
+            UnknownPrediction, UnknownLabel: for a single object; in a list the others are still committed.
+            LedgerUnavailable.
+        """
+        wanted = [item.prediction_id for item in call.items if _storable(item.prediction_id)]
+        versions = predictions.known(engine, wanted) if wanted else {}
+        good: list[Feedback] = []
+        unknown_predictions: list[str] = []
+        unknown_labels: list[str] = []
+        for item in call.items:
+            version = versions.get(item.prediction_id)
+            classes = self._classes_of(engine, version) if version else None
+            if classes is None:
+                unknown_predictions.append(item.prediction_id)
+            elif item.label not in classes:
+                unknown_labels.append(item.label)
+                if call.single:
+                    metrics.feedback.labels("unknown_label").inc()
+                    raise UnknownLabel(
+                        f"{item.label[:_MAX_TEXT]!r} is not a class of model {version}; its classes are: "
+                        f"{', '.join(classes)}"
+                    )
+            else:
+                good.append(item)
+        if good:
+            labels.add(engine, good)
+        for outcome, count in (
+            ("accepted", len(good)),
+            ("unknown_prediction", len(unknown_predictions)),
+            ("unknown_label", len(unknown_labels)),
+        ):
+            if count:
+                metrics.feedback.labels(outcome).inc(count)
+        if call.single and unknown_predictions:
+            raise UnknownPrediction(f"there is no prediction {unknown_predictions[0][:_MAX_TEXT]!r}")
+        return {
+            "accepted": len(good),
+            "unknown_predictions": list(dict.fromkeys(unknown_predictions)),
+            "unknown_labels": list(dict.fromkeys(unknown_labels)),
+        }
+
+    def _classes_of(self, engine: sa.Engine, version: str) -> tuple[str, ...] | None:
+        # A version's classes never change. None: it belongs to a model of another name in the same ledger.
+        if version not in self._classes:
+            try:
+                self._classes[version] = models.get(engine, self._name, version).manifest.classes
+            except UnknownModel:
+                self._classes[version] = None
+        return self._classes[version]
+
+
+def _storable(identifier: str) -> bool:
+    # PostgreSQL refuses a text with a zero byte, and half a surrogate pair is not UTF-8.
+    return len(identifier) <= 36 and identifier.isascii() and identifier.isprintable()

@@ -1,0 +1,202 @@
+"""The model that a worker serves, and the thread that swaps it when another one is deployed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import sqlalchemy as sa
+
+from perennial.bundle import Bundle, fetch_bundle
+from perennial.errors import InvalidBundle, LeaseHeld, LedgerUnavailable, NoLiveModel, PerennialError
+from perennial.graph import Graph
+from perennial.images import InputRule
+from perennial.ledger import EventKind, deployments, events, leases, models
+from perennial.ledger.deployments import Deployment
+from perennial.settings import Settings
+from perennial.storage import Storage
+from service import metrics
+from service.problems import logger
+
+_LONGEST_RETRY_SECONDS: Final = 60.0
+_EVENT_LEASE_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """A verified, warmed-up model. A request takes it once, so it ends on the model it began with."""
+
+    version: str
+    bundle: Bundle
+    graph: Graph
+    classes: tuple[str, ...]
+    rule: InputRule
+    deployment: Deployment
+
+
+def load(engine: sa.Engine, storage: Storage, settings: Settings, deployment: Deployment, threads: int) -> LiveModel:
+    """Fetch, verify, compile and warm up the bundle of a deployment.
+
+    Raises:
+        InvalidBundle: it does not verify, or its graph does not do what the manifest says.
+        StorageUnavailable, LedgerUnavailable, UnknownModel.
+    """
+    model = models.get(engine, settings.name, deployment.version)
+    bundle = fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path)
+    manifest = bundle.manifest
+    graph = Graph(bundle.graph, threads=threads)
+    _warm_up(graph, manifest.classes, manifest.input, threads)
+    return LiveModel(deployment.version, bundle, graph, manifest.classes, manifest.input, deployment)
+
+
+def _warm_up(graph: Graph, classes: tuple[str, ...], rule: InputRule, threads: int) -> None:
+    blank = np.zeros((1, rule.crop, rule.crop, 3), dtype=np.uint8)
+    try:
+        with ThreadPoolExecutor(threads) as pool:  # as many at once as there will be
+            outputs = list(pool.map(lambda _: graph.run(blank), range(threads)))
+    except RuntimeError as error:
+        raise InvalidBundle(f"the graph does not run on {rule.crop} x {rule.crop} pixels: {error}") from error
+    probabilities = outputs[0].probabilities
+    if probabilities.shape != (1, len(classes)) or not np.isfinite(probabilities).all():
+        raise InvalidBundle(f"the graph gives {probabilities.shape[-1]} probabilities, the manifest {len(classes)}")
+
+
+class LiveModels:
+    """Holds the live model and follows the deployments.
+
+    On failure the old model stays, one `swap_failed` event is recorded for the failed deployment, and loading is
+    tried again at growing intervals.
+    """
+
+    def __init__(self, engine: Callable[[], sa.Engine], storage: Storage, settings: Settings, threads: int) -> None:
+        self._engine = engine
+        self._storage = storage
+        self._settings = settings
+        self._threads = threads
+        self._live: LiveModel | None = None
+        self._failed: Deployment | None = None
+        self._why = ""
+        self._reported = False
+        self._failures = 0
+        self._retry_at = 0.0
+        self._away = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="live-model", daemon=True)
+
+    @property
+    def current(self) -> LiveModel | None:
+        return self._live
+
+    def get(self) -> LiveModel:
+        """Raises NoLiveModel until one is loaded."""
+        live = self._live
+        if live is None:
+            name = self._settings.name
+            if self._failed is not None:
+                raise NoLiveModel(f"version {self._failed.version} of {name!r} is deployed but cannot be loaded")
+            raise NoLiveModel(f"no model named {name!r} is live yet; train one: perennial train DATA --name {name}")
+        return live
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def look(self) -> None:
+        """Look once whether another deployment is live, and swap to it. Does not raise."""
+        try:
+            engine = self._engine()
+            deployment = deployments.live(engine, self._settings.name)
+            if self._away:
+                self._away = False
+                logger.info("the ledger is back")
+            self._turn_to(engine, deployment)
+        except NoLiveModel:
+            return
+        except LedgerUnavailable as error:
+            if not self._away:
+                self._away = True
+                logger.warning("the live model cannot be looked up, serving goes on: %s", error)
+        except Exception:  # noqa: BLE001 - this thread must outlive any surprise, or no model would be swapped again
+            logger.exception("looking for the live model failed")
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._settings.serve.swap_interval):
+            self.look()
+
+    def _turn_to(self, engine: sa.Engine, deployment: Deployment) -> None:
+        live = self._live
+        if live is not None and live.deployment.id == deployment.id:
+            self._failed = None  # a failed one was rolled back
+            return
+        if live is not None and live.version == deployment.version:
+            self._live, self._failed = replace(live, deployment=deployment), None
+            return
+        if self._failed is not None and self._failed.id == deployment.id:
+            if not self._reported:
+                self._report(engine, deployment)
+            if time.monotonic() < self._retry_at:
+                return
+        else:
+            self._failures = 0
+        started = time.monotonic()
+        try:
+            fresh = load(engine, self._storage, self._settings, deployment, self._threads)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bundle can be broken in any way; the old model goes on
+            self._fail(engine, deployment, error)
+            return
+        self._live, self._failed = fresh, None
+        metrics.live_model.labels(fresh.version).set(1)
+        if live is not None:
+            metrics.live_model.labels(live.version).set(0)
+        metrics.swaps.labels("done").inc()
+        logger.info(
+            "version %s is live after %.2f s (%s)", fresh.version, time.monotonic() - started, deployment.reason
+        )
+
+    def _fail(self, engine: sa.Engine, deployment: Deployment, error: Exception) -> None:
+        self._failures += 1
+        pause = min(self._settings.serve.swap_interval * 2**self._failures, _LONGEST_RETRY_SECONDS)
+        self._retry_at = time.monotonic() + pause
+        known = isinstance(error, PerennialError)
+        logger.error(
+            "version %s cannot be loaded, %s; next try in %.0f s: %s",
+            deployment.version,
+            f"{self._live.version} goes on" if self._live else "no model is served",
+            pause,
+            error,
+            exc_info=None if known else error,
+        )
+        if self._failed is None or self._failed.id != deployment.id:
+            self._failed, self._reported = deployment, False
+            self._why = str(error) if known else f"{type(error).__name__}: {error}"
+            metrics.swaps.labels("failed").inc()
+            self._report(engine, deployment)
+
+    def _report(self, engine: sa.Engine, deployment: Deployment) -> None:
+        """Record the failure, once over all workers and restarts."""
+        name, kinds = self._settings.name, [EventKind.SWAP_FAILED]
+        detail = {
+            "version": deployment.version,
+            "why": self._why,
+            "keeps": self._live.version if self._live else None,
+            "deployment": deployment.id,
+        }
+        try:
+            with leases.held(engine, f"swap-failed:{name}:{deployment.id}", _EVENT_LEASE_SECONDS):
+                earlier = events.after(engine, name, deployment.event_id, kinds=kinds)
+                if not any(event.caused_by == deployment.event_id for event in earlier):
+                    events.add(engine, name, EventKind.SWAP_FAILED, detail, caused_by=deployment.event_id)
+        except LeaseHeld:
+            logger.info("another worker is recording that version %s cannot be loaded", deployment.version)
+        self._reported = True

@@ -1,0 +1,235 @@
+"""The routes under `/v1`: each reads its request, calls a plain method, and answers. See docs/http.md."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeVar
+
+import sqlalchemy as sa
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from perennial.errors import InvalidParameter, PerennialError, TooSlow
+from perennial.ledger import checks, deployments, events
+from perennial.ledger.deployments import Deployment
+from perennial.settings import Settings
+from service import admin, feedback, problems
+from service.feedback import FeedbackDesk
+from service.ledger_link import LedgerLink
+from service.limits import plain_text, read_image, read_images, read_json
+from service.live_model import LiveModel, LiveModels
+from service.predict import Predictor, Slots, top_of
+
+DEFAULT_EVENTS: Final = 100
+MAX_EVENTS: Final = 1000
+_MAX_REASON: Final = 1000
+_MAX_ID: Final = 2**63 - 1
+
+T = TypeVar("T")
+
+
+class Desk(Protocol):
+    """What the routes need of the service. Everything in it is made once a worker."""
+
+    settings: Settings
+    models: LiveModels
+    predictor: Predictor
+    slots: Slots
+    link: LedgerLink
+    feedback: FeedbackDesk
+    ledger_threads: ThreadPoolExecutor
+
+
+def build(desk_of: Callable[[], Desk]) -> Starlette:
+    """The application that is mounted into the BentoML service."""
+
+    def route(path: str, method: str, handler: Callable[[Desk, Request], Awaitable[Any]]) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return _json(await in_time(desk_of(), handler, request))
+
+        endpoint.__name__ = handler.__name__
+        return Route(path, endpoint, methods=[method])
+
+    return Starlette(
+        routes=[
+            route("/v1/predict", "POST", predict),
+            route("/v1/predict/batch", "POST", predict_batch),
+            route("/v1/feedback", "POST", give_feedback),
+            route("/v1/model", "GET", model_card),
+            route("/v1/status", "GET", status),
+            route("/v1/events", "GET", list_events),
+            route("/v1/models/{version}/promote", "POST", promote),
+            route("/v1/rollback", "POST", roll_back),
+        ],
+        exception_handlers={
+            PerennialError: problems.on_error,
+            HTTPException: problems.on_error,
+            ClientDisconnect: problems.on_error,
+        },
+    )
+
+
+async def in_time(desk: Desk, handler: Callable[[Desk, Request], Awaitable[T]], request: Request) -> T:
+    """The handler's answer.
+
+    Raises:
+        TooSlow: it took longer than the setting `serve.timeout`.
+    """
+    seconds = desk.settings.serve.timeout
+    try:
+        async with asyncio.timeout(seconds):
+            return await handler(desk, request)
+    except TimeoutError:
+        raise TooSlow(f"no answer within {seconds:g} seconds") from None
+
+
+async def predict(desk: Desk, request: Request) -> dict[str, Any]:
+    live = desk.models.get()
+    top = top_of(request.query_params.get("top"), len(live.classes))
+    with desk.slots.taken():
+        return await desk.predictor.predict(live, await read_image(request, desk.settings.serve), top)
+
+
+async def predict_batch(desk: Desk, request: Request) -> dict[str, Any]:
+    live = desk.models.get()
+    top = top_of(request.query_params.get("top"), len(live.classes))
+    with desk.slots.taken():
+        upload = await read_images(request, desk.settings.serve)
+        with desk.slots.taken(len(upload.images) - 1):
+            return {"results": await desk.predictor.predict_batch(live, upload, top)}
+
+
+async def give_feedback(desk: Desk, request: Request) -> dict[str, Any]:
+    call = feedback.parse(await read_json(request))
+    return await _in_ledger(desk, lambda engine: desk.feedback.take(engine, call))
+
+
+async def model_card(desk: Desk, request: Request) -> dict[str, Any]:
+    return card(desk.settings.name, desk.models.get())
+
+
+async def status(desk: Desk, request: Request) -> dict[str, Any]:
+    name = desk.settings.name
+    found = await _in_ledger(desk, lambda engine: checks.latest(engine, name))
+    live = desk.models.current
+    model = {"name": name, "version": live.version if live else None}
+    if not found:
+        return {"model": model, "verdict": None, "message": "no check yet; run one: perennial monitor"}
+    check = found[0]
+    return {
+        **check.detail,
+        "model": model,
+        "check": check.id,
+        "at": check.at.isoformat(),
+        "model_version": check.model_version,
+        "window": check.window,
+        "verdict": check.verdict,
+    }
+
+
+async def list_events(desk: Desk, request: Request) -> dict[str, Any]:
+    after = _whole(request, "after", 0, low=0, high=_MAX_ID)
+    limit = _whole(request, "limit", DEFAULT_EVENTS, low=1, high=MAX_EVENTS)
+    found = await _in_ledger(desk, lambda engine: events.after(engine, desk.settings.name, after, limit=limit))
+    listed = [
+        {
+            "id": event.id,
+            "at": event.at.isoformat(),
+            "kind": str(event.kind),
+            "detail": event.detail,
+            "caused_by": event.caused_by,
+        }
+        for event in found
+    ]
+    return {"events": listed, "after": found[-1].id if found else after}
+
+
+async def promote(desk: Desk, request: Request) -> dict[str, Any]:
+    actor = admin.authorize(request, desk.settings.serve.admin_key)
+    reason = _reason(await read_json(request))
+    version = request.path_params["version"]
+    name = desk.settings.name
+    return _deployed(
+        await _in_ledger(desk, lambda engine: deployments.deploy(engine, name, version, reason=reason, actor=actor))
+    )
+
+
+async def roll_back(desk: Desk, request: Request) -> dict[str, Any]:
+    actor = admin.authorize(request, desk.settings.serve.admin_key)
+    reason = _reason(await read_json(request))
+    name = desk.settings.name
+    return _deployed(
+        await _in_ledger(desk, lambda engine: deployments.roll_back(engine, name, reason=reason, actor=actor))
+    )
+
+
+def card(name: str, live: LiveModel) -> dict[str, Any]:
+    """What is known of a live model, without the paths of the machine that trained it."""
+    manifest = live.bundle.manifest.model_dump(mode="json", exclude={"files", "schema_number"})
+    del manifest["dataset"]["location"]
+    return {
+        **manifest,
+        "name": name,
+        "version": live.version,
+        "trained_at": manifest.pop("created_at"),
+        "deployed_at": live.deployment.at.isoformat(),
+        "reason": live.deployment.reason,
+        "actor": live.deployment.actor,
+        "bundle_sha256": live.bundle.digest,
+    }
+
+
+async def _in_ledger(desk: Desk, work: Callable[[sa.Engine], T]) -> T:
+    # Its own threads, so that a slow database never waits behind inference, nor inference behind it.
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(desk.ledger_threads, lambda: work(desk.link.engine()))
+
+
+def _json(document: Any) -> Response:
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a check may hold a figure that is not a number; JSON has no word for it but null
+        text = json.dumps(_finite(document), ensure_ascii=False)
+    return Response(text.encode("utf-8", "replace"), media_type="application/json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _deployed(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "name": deployment.name,
+        "version": deployment.version,
+        "reason": deployment.reason,
+        "actor": deployment.actor,
+        "deployed_at": deployment.at.isoformat(),
+        "event_id": deployment.event_id,
+    }
+
+
+def _reason(body: Any) -> str:
+    reason = body.get("reason") if isinstance(body, dict) else None
+    if not isinstance(reason, str) or not reason.strip():
+        raise InvalidParameter('say why: {"reason": "..."}')
+    return plain_text("a reason", reason.strip(), _MAX_REASON)
+
+
+def _whole(request: Request, key: str, default: int, *, low: int, high: int) -> int:
+    value = request.query_params.get(key)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and len(value) <= 19 and low <= int(value) <= high):
+        raise InvalidParameter(f"{key}={value[:40]!r} is not a whole number from {low} to {high}")
+    return int(value)

@@ -1,0 +1,47 @@
+"""What a user types and sends: the `perennial` command and HTTP, each in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def perennial(home: Path, tmp_path: Path) -> Run:
+    """Runs `perennial ...` in an empty folder; `code` is the exit code it must have (None: any)."""
+
+    def run(*arguments: str | Path, code: int | None = 0, timeout: float = 300, **variables: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "commands.main", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert code is None or done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stderr}"
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -1,0 +1,26 @@
+"""The demo is the promise in two minutes: each of its steps must happen, and no request may fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_shows_the_whole_loop(perennial: Callable[..., Any], home: Path) -> None:
+    story = perennial("demo", "--json", timeout=500).json()
+    assert story["failed"] == 0
+    assert story["requests"] > 1500
+    verdicts = [moment["verdict"] for moment in story["timeline"] if moment["verdict"]]
+    assert verdicts[:2] == ["ok", "sensor_shift"]
+    assert {"data_drift", "concept_drift"} <= set(verdicts)
+    happened = " ".join(moment["event"] for moment in story["timeline"])
+    for word in ("promoted", "refused", "rolled back"):
+        assert word in happened
+    report = story["addresses"]["report of the last check"].removeprefix("file://")
+    assert Path(report).stat().st_size > 10_000
+    # The server is gone, as nobody asked to keep it.
+    assert "the live model" not in story["addresses"]

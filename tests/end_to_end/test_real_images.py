@@ -1,0 +1,132 @@
+"""The loop on real photos: photos, then sketches of the same things arrive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+
+from commands.demo_traffic import served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WINDOW = 300
+
+
+def shuffled(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*/*"))
+    return [paths[index] for index in np.random.default_rng(0).permutation(len(paths))]
+
+
+class Client:
+    """Sends images, several at a time, and remembers every failure."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.Client(base_url=url, timeout=60.0, trust_env=False)
+        self.failures: list[str] = []
+
+    def send(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        def one(path: Path) -> dict[str, Any]:
+            response = self.http.post("/v1/predict", content=path.read_bytes())
+            if response.status_code != 200:
+                self.failures.append(f"{path.name}: {response.status_code} {response.text}")
+                return {"label": None, "prediction_id": None}
+            answer: dict[str, Any] = response.json()
+            return answer
+
+        with ThreadPoolExecutor(4) as threads:
+            return list(threads.map(one, paths))
+
+    def accuracy(self, paths: Sequence[Path]) -> float:
+        answers = self.send(paths)
+        return sum(answer["label"] == path.parent.name for answer, path in zip(answers, paths, strict=True)) / len(
+            paths
+        )
+
+
+@pytest.mark.timeout(900)
+def test_photos_then_sketches(
+    perennial: Callable[..., Any],
+    home: Path,
+    test_data: Path,
+    tmp_path: Path,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for variable, value in {
+        "PERENNIAL_NAME": "pacs",
+        "PERENNIAL_SERVE__PORT": str(free_port),
+        "PERENNIAL_SERVE__SWAP_INTERVAL": "0.25",
+        "PERENNIAL_MONITOR__WINDOW": str(WINDOW),
+        "PERENNIAL_MONITOR__MIN_ROWS": str(WINDOW),
+    }.items():
+        monkeypatch.setenv(variable, value)
+    photos, sketches = shuffled(test_data / "pacs" / "photo"), shuffled(test_data / "pacs" / "sketch")
+    cut = int(0.7 * len(photos))
+    for path in photos[:cut]:
+        link = tmp_path / "photos" / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    held_out = photos[cut:]
+    figures: dict[str, Any] = {}
+
+    weights = test_data / "weights" / "mobilenet_v2_imagenet.pth"
+    trained = perennial(
+        "train", tmp_path / "photos", "--backbone", "mobilenet_v2", "--weights", weights, "--json"
+    ).json()
+    figures["training seconds"] = trained["seconds"]
+    home.mkdir(exist_ok=True)
+    with served(free_port, home / "server.log", keep=False) as url:
+        client = Client(url)
+
+        figures["held-out photos"] = client.accuracy(held_out[:WINDOW])
+        check = perennial("monitor", "--json").json()
+        figures["verdict on photos"] = check["verdict"]
+
+        answers = client.send(sketches[:WINDOW])
+        truth = [path.parent.name for path in sketches[:WINDOW]]
+        figures["sketches, before"] = float(
+            np.mean([answer["label"] == label for answer, label in zip(answers, truth, strict=True)])
+        )
+        check = perennial("monitor", "--json").json()
+        figures["verdict on sketches"] = check["verdict"]
+        labels = [
+            {"prediction_id": answer["prediction_id"], "label": label}
+            for answer, label in zip(answers, truth, strict=True)
+        ]
+        accepted = client.http.post("/v1/feedback", json=labels).json()
+        assert accepted == {"accepted": WINDOW, "unknown_predictions": [], "unknown_labels": []}
+        check = perennial("monitor", "--json", "--exit-code", code=10).json()
+        figures["accuracy by labels"] = check["accuracy"]["labels"]["value"]
+
+        retrained = perennial("retrain", "--if-due", "--json").json()
+        figures["retrain"] = f"{retrained['outcome']}: {retrained['why']}"
+        versions = [model["version"] for model in perennial("models", "list", "--json").json() if model["live"]]
+        assert versions == [retrained["version"]]
+        for _ in range(200):
+            if client.http.get("/v1/model").json()["version"] == retrained["version"]:
+                break
+            time.sleep(0.05)
+        figures["other sketches, after"] = client.accuracy(sketches[WINDOW : 2 * WINDOW])
+        figures["held-out photos, after"] = client.accuracy(held_out)
+        served_by = client.http.get("/v1/model").json()["version"]
+
+    with capsys.disabled():
+        print("\n" + "\n".join(f"  {name}: {value}" for name, value in figures.items()))
+    assert client.failures == []
+    assert served_by == retrained["version"]
+    assert figures["verdict on photos"] == "ok"
+    assert figures["held-out photos"] >= 0.97
+    assert figures["verdict on sketches"] == "data_drift"
+    assert figures["sketches, before"] < 0.40
+    assert retrained["outcome"] == "promoted"
+    assert figures["other sketches, after"] >= 0.60
+    assert figures["held-out photos, after"] >= 0.95

@@ -1,0 +1,286 @@
+"""Whole checks on real ledgers: what is written, what is told, and that nothing odd in a window kills one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from scipy.stats import ks_2samp
+
+from monitoring.check import Check, run_check
+from monitoring.window import window_of
+from perennial import ledger
+from perennial.errors import InvalidBundle, NoLiveModel
+from perennial.ledger import EventKind, open_ledger
+from perennial.settings import Settings
+from perennial.storage import Storage
+
+
+@pytest.fixture
+def sqlite(home: Path) -> Iterator[sa.Engine]:
+    engine = open_ledger(f"sqlite:///{home / 'ledger.sqlite'}")
+    yield engine
+    engine.dispose()
+
+
+def turned(images: Any) -> Any:
+    return np.rot90(images, axes=(1, 2)).copy()
+
+
+def dark(images: Any) -> Any:
+    return images * 0.6
+
+
+def only(events: list[ledger.events.Event], kind: EventKind) -> ledger.events.Event:
+    (found,) = (event for event in events if event.kind is kind)
+    return found
+
+
+def test_a_model_healthy_then_dark_then_turned_then_labelled(
+    engine: sa.Engine, watched_settings: Settings, deploy: Any
+) -> None:
+    model = deploy(engine, watched_settings)
+
+    assert run_check(engine, watched_settings).verdict == "insufficient_data"
+    assert model.kinds() == ["check_changed"]
+
+    model.send()
+    check = run_check(engine, watched_settings)
+    assert (check.verdict, check.causes, check.rows) == ("ok", (), 300)
+    assert not check.retrain.due
+    assert model.kinds() == ["check_changed"] * 2
+
+    model.send(change=dark, seed=1)
+    check = run_check(engine, watched_settings)
+    assert check.verdict == "sensor_shift"
+    assert "property:brightness" in check.causes[0].columns
+    assert "darker" in check.causes[0].why
+    assert not check.retrain.due
+    assert model.kinds()[2:] == ["check_changed", "drift_opened"]
+
+    model.send(change=turned, seed=2)
+    check = run_check(engine, watched_settings)
+    assert check.verdict == "data_drift"
+    assert not check.retrain.due
+    assert model.kinds()[4:] == ["check_changed"], "the drift is open already"
+
+    scores = model.send(change=turned, seed=3, labelled=True)
+    check = run_check(engine, watched_settings)
+    assert check.verdict == "data_drift"
+    assert check.accuracy.labels is not None
+    assert check.accuracy.labels.value == pytest.approx(scores.correct.mean())
+    assert check.retrain.due, check.retrain.why
+    assert model.kinds()[5:] == ["retrain_requested"]
+    request = only(model.events(), EventKind.RETRAIN_REQUESTED).detail
+    newest = ledger.checks.latest(engine, "digits")[0]
+    assert request["check"] == newest.id
+    assert (request["why"], request["verdict"], request["labels"]) == (check.retrain.why, "data_drift", 300)
+    assert request["window"]["rows"] == 300
+    assert request["accuracy"]["labels"]["value"] == pytest.approx(scores.correct.mean())
+
+    assert run_check(engine, watched_settings).retrain.due, "it is still due,"
+    assert len(model.kinds()) == 6, "but asked for once"
+
+    ledger.events.add(engine, "digits", EventKind.RETRAIN_STARTED, {})
+    check = run_check(engine, watched_settings)
+    assert not check.retrain.due
+    assert "the last retrain was" in check.retrain.why
+
+    model.send(seed=4)
+    assert run_check(engine, watched_settings).verdict == "ok"
+    assert model.kinds()[-2:] == ["check_changed", "drift_closed"]
+
+    rows = ledger.checks.latest(engine, "digits", 100)
+    assert len(rows) == 8
+    assert ledger.checks.count_by_verdict(engine, "digits")["data_drift"] == 4
+    storage = Storage(watched_settings.blobs_url)
+    for row in rows[:-1]:
+        assert row.report_url is not None
+        assert row.report_url == row.detail["report_url"]
+        assert storage.read(storage.key_of(row.report_url)).lstrip()[:5].lower() in (b"<html", b"<!doc")
+    assert rows[-1].report_url is None, "nothing was tested, so there is nothing to show"
+
+
+def test_labels_that_change_their_meaning_are_concept_drift_and_call_for_a_retrain(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    scores = world.scores(world.traffic[:300])
+    swap = {"3": "8", "8": "3", "1": "7", "7": "1"}
+    labels = [swap.get(label, label) if index % 2 else None for index, label in enumerate(scores.labels)]
+    model.record(scores, labels=labels)
+    check = run_check(sqlite, watched_settings)
+    assert (check.verdict, [cause.cause for cause in check.causes]) == ("concept_drift", ["concept_drift"])
+    assert check.accuracy.labelled == 150
+    assert check.retrain.due
+    document = check.document()
+    assert [name for name, family in document["families"].items() if family["alarm"]] == ["labels"]
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    row = ledger.checks.latest(sqlite, "digits")[0]
+    assert row.detail == document
+    assert (row.verdict, row.window) == ("concept_drift", document["window"])
+
+
+def test_labels_that_agree_leave_half_labelled_traffic_ok(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    scores = world.scores(world.traffic[:300])
+    model.record(scores, labels=[label if index % 2 else None for index, label in enumerate(scores.labels)])
+    check = run_check(sqlite, watched_settings)
+    assert check.verdict == "ok"
+    assert check.accuracy.labels is not None
+    assert check.accuracy.labels.rows == 150
+
+
+def test_broken_columns_are_reported_and_kill_nothing(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    scores = world.scores(world.traffic[:300])
+    properties, embedding = scores.properties.copy(), scores.embedding.copy()
+    properties[:, 1] = np.nan
+    properties[:, 2] = 3.0
+    embedding[::2, 5] = np.inf
+    model.record(
+        replace(scores, properties=properties, embedding=embedding),
+        # Half of the labels are of a class that no reference row has.
+        labels=["zebra" if index % 2 else label for index, label in enumerate(scores.labels)],
+    )
+    check = run_check(sqlite, watched_settings)
+    assert check.verdict == "collection_fault"
+    assert {cause.cause for cause in check.causes} >= {"collection_fault", "sensor_shift"}
+    document = check.document()
+    problems = {problem["column"]: problem["problem"] for problem in document["problems"]}
+    assert problems["property:contrast"] == "0 of 300 values in the window are numbers"
+    assert "property:sharpness" in check.families["properties"].alarmed[0].name
+    assert check.families["embedding"].skipped is None
+    assert check.families["labels"].alarm
+    json.dumps(document, allow_nan=False)
+
+
+def test_a_window_of_one_class_is_a_prior_shift(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    scores = world.scores(world.traffic)
+    model.record(scores.take(scores.predicted == "4"))
+    settings = watched_settings.model_copy(
+        update={"monitor": watched_settings.monitor.model_copy(update={"min_rows": 50})}
+    )
+    check = run_check(sqlite, settings)
+    assert check.verdict == "prior_shift"
+    assert check.causes[0].columns[0] == "4"
+
+
+def test_a_frozen_camera_is_a_collection_fault(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    model.record(world.scores(np.concatenate([np.repeat(world.traffic[:1], 200), world.traffic[1:100]])))
+    check = run_check(sqlite, watched_settings)
+    assert check.verdict == "collection_fault"
+    assert "67% of the window is one and the same image" in check.causes[0].why
+    assert not check.retrain.due
+
+
+def test_a_covered_lens_is_a_collection_fault(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    rng = np.random.default_rng(0)
+    model.send(change=lambda images: rng.normal(0.02, 0.002, images.shape))
+    check = run_check(sqlite, watched_settings)
+    assert check.verdict == "collection_fault"
+    assert "covered lens" in check.causes[0].why
+
+
+def test_a_few_images_sent_again_and_again_are_too_little_data(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    model.record(world.scores(np.tile(world.traffic[:10], 30)))
+    check = run_check(sqlite, watched_settings)
+    assert check.verdict == "insufficient_data"
+    assert "only 10 different images" in check.causes[0].why
+
+
+def test_only_rows_of_the_live_version_are_looked_at(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    deploy(sqlite, watched_settings)
+    model = deploy(sqlite, watched_settings)
+    model.send(seed=1)
+    earlier = ledger.deployments.history(sqlite, "digits")[0].version
+    model.record(world.scores(world.traffic[:300], turned), version=earlier)
+    check = run_check(sqlite, watched_settings)
+    assert (check.verdict, check.model_version, check.rows) == ("ok", model.version, 300)
+
+
+def test_rows_a_model_was_trained_on_do_not_judge_its_outputs(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    held_out = np.arange(len(world.reference_rows)) >= 150
+    model = deploy(sqlite, watched_settings, held_out)
+    scores = model.send(labelled=True)
+    check = run_check(sqlite, watched_settings)
+    reference = world.scores(world.reference_rows)
+    assert check.accuracy.reference is not None
+    assert check.accuracy.reference.rows == 250
+    columns = {column.name: column for column in check.families["output"].columns}
+    expected = ks_2samp(reference.confidence[held_out], scores.confidence).pvalue * len(columns)
+    assert columns["confidence"].p_value == pytest.approx(min(1.0, expected))
+    columns = {column.name: column for column in check.families["properties"].columns}
+    tested = sum(column.problem is None for column in columns.values())
+    expected = ks_2samp(reference.properties[:, 0], scores.properties[:, 0]).pvalue * tested
+    assert columns["property:brightness"].p_value == pytest.approx(min(1.0, expected))
+
+
+def test_a_picture_sent_again_counts_once_with_its_label(world: Any, sqlite: sa.Engine, deploy: Any) -> None:
+    from perennial.settings import load_settings
+
+    model = deploy(sqlite, load_settings(name="digits"))
+    scores = world.scores(world.traffic[:3])
+    model.record(scores, labels=["7", None, None])
+    model.record(scores)
+    window = window_of(ledger.predictions.latest(sqlite, model.version, 10))
+    assert (window.rows, len(window.scores)) == (6, 3)
+    assert sorted(filter(None, window.scores.labels)) == ["7"]
+
+
+def test_without_a_live_model_the_error_says_what_to_do(sqlite: sa.Engine, watched_settings: Settings) -> None:
+    with pytest.raises(NoLiveModel, match="perennial train DATA --name digits"):
+        run_check(sqlite, watched_settings)
+
+
+def test_a_reference_that_was_changed_stops_the_check(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    url = ledger.models.get(sqlite, "digits", model.version).bundle_url
+    storage = Storage(watched_settings.blobs_url)
+    storage.write(f"{storage.key_of(url)}/reference.parquet", b"something else")
+    with pytest.raises(InvalidBundle, match=r"reference\.parquet"):
+        run_check(sqlite, watched_settings)
+    assert ledger.checks.latest(sqlite, "digits") == []
+
+
+def test_the_document_has_what_the_contract_names(sqlite: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
+    deploy(sqlite, watched_settings).send()
+    check: Check = run_check(sqlite, watched_settings)
+    document = check.document()
+    assert {"verdict", "causes", "model_version", "window", "families", "accuracy", "retrain"} <= set(document)
+    assert set(document["window"]) == {"rows", "start", "end"}
+    assert {"properties", "output", "class_mix", "embedding", "labels"} <= set(document["families"])
+    assert all({"score", "p_value", "alarm"} <= set(family) for family in document["families"].values())
+    assert {"labels", "estimated"} <= set(document["accuracy"])
+    assert document["accuracy"]["labels"] is None
+    assert {"value", "low", "high"} <= set(document["accuracy"]["estimated"])
+    assert set(document["retrain"]) == {"due", "why"}
+    assert document["seconds"] > 0

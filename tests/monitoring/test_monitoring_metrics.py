@@ -1,0 +1,101 @@
+"""The watcher's metrics agree with the ledger."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from prometheus_client import generate_latest
+
+from monitoring.accuracy import Accuracy
+from monitoring.check import Accuracies, Check
+from monitoring.detectors import Column, Family
+from monitoring.metrics import registry
+from monitoring.policy import RetrainDecision
+from monitoring.verdict import Cause, Verdict
+from perennial import ledger
+from perennial.errors import LedgerUnavailable
+from perennial.ledger import EventKind
+
+
+def check(verdict: Verdict = Verdict.SENSOR_SHIFT, labels: Accuracy | None = None) -> Check:
+    now = datetime(2026, 5, 1, tzinfo=UTC)
+    dark = Column("property:brightness", 1.9, 1e-9, True, -1.9)
+    broken = Column("property:saturation", problem="constant")
+    return Check(
+        name="digits",
+        model_version="20260501-000000-00000",
+        verdict=verdict,
+        causes=(Cause(verdict, "it is dark", ("property:brightness",)),),
+        rows=300,
+        start=now,
+        end=now,
+        families={"properties": Family(1.9, 1e-9, True, 0.25, (dark, broken))},
+        accuracy=Accuracies(labels, 0, Accuracy(0.9, 0.85, 0.94, 300), Accuracy(0.95, 0.92, 0.97, 400)),
+        retrain=RetrainDecision(False, "the model still copes"),
+        report_url=None,
+        seconds=2.5,
+    )
+
+
+def record(engine: sa.Engine, found: Check) -> None:
+    ledger.checks.record(
+        engine,
+        name=found.name,
+        model_version=found.model_version,
+        window=found.window(),
+        verdict=str(found.verdict),
+        detail=found.document(),
+        report_url=None,
+    )
+
+
+def scrape(engine: sa.Engine) -> dict[str, float]:
+    text = generate_latest(registry(lambda: engine, "digits")).decode()
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_the_latest_check_is_shown(engine: sa.Engine) -> None:
+    record(engine, check(Verdict.OK))
+    record(engine, check(Verdict.SENSOR_SHIFT, Accuracy(0.8, 0.75, 0.85, 300)))
+    ledger.events.add(engine, "digits", EventKind.GATE_REFUSED, {})
+    found = scrape(engine)
+    assert found['perennial_verdict{verdict="sensor_shift"}'] == 1
+    assert found['perennial_verdict{verdict="ok"}'] == 0
+    assert found['perennial_checks_total{verdict="ok"}'] == 1
+    assert found['perennial_checks_total{verdict="data_drift"}'] == 0
+    assert found['perennial_drift_score{column="",family="properties"}'] == pytest.approx(1.9)
+    assert found['perennial_drift_score{column="property:brightness",family="properties"}'] == pytest.approx(1.9)
+    assert 'perennial_drift_score{column="property:saturation",family="properties"}' not in found
+    assert found['perennial_accuracy{source="labels"}'] == 0.8
+    assert found['perennial_accuracy_low{source="estimated"}'] == 0.85
+    assert found['perennial_accuracy_high{source="estimated"}'] == 0.94
+    assert found["perennial_window_rows"] == 300
+    assert found["perennial_check_seconds"] == 2.5
+    assert found["perennial_last_check_timestamp_seconds"] > 1.7e9
+    assert found['perennial_retrains_total{outcome="refused"}'] == 1
+    assert found["perennial_retrain_due"] == 0
+    assert found["perennial_ledger_up"] == 1
+
+
+def test_before_the_first_check_there_are_only_counts(engine: sa.Engine) -> None:
+    found = scrape(engine)
+    assert found['perennial_checks_total{verdict="ok"}'] == 0
+    assert "perennial_window_rows" not in found
+
+
+def test_without_labels_there_is_no_accuracy_by_labels(engine: sa.Engine) -> None:
+    record(engine, check())
+    assert 'perennial_accuracy{source="labels"}' not in scrape(engine)
+
+
+def test_a_ledger_that_is_away_is_said_and_breaks_nothing() -> None:
+    def away() -> Any:
+        raise LedgerUnavailable("gone")
+
+    text = generate_latest(registry(away, "digits")).decode()
+    assert "perennial_ledger_up 0.0" in text
+    assert "perennial_verdict" not in text

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perennial.images import prepare
+from perennial.progress import Step
+from training import backbones, features
+from training.backbones import Backbone
+from training.datasets import LabelledImages, load
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return backbones.load("squeezenet1_1", "none", image_size=48)
+
+
+def test_an_embedding_is_the_networks_output_on_the_prepared_image(
+    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path
+) -> None:
+    embedded = features.embed(shape_images.rows, backbone, tmp_path, threads=2)
+    assert embedded.rows == shape_images.rows
+    assert embedded.features.dtype == np.float32
+    assert embedded.features.shape == (60, backbone.width)
+    for at in (0, 31, 32, 59):
+        pixels = prepare(Path(embedded.rows[at].location).read_bytes(), backbone.rule).pixels
+        with torch.inference_mode():
+            alone = backbone.network(backbones.normalised(torch.from_numpy(pixels[None].copy()), backbone))
+        assert np.allclose(embedded.features[at], alone.numpy()[0], atol=1e-4)
+
+
+def test_the_second_time_nothing_is_computed(shape_images: LabelledImages, backbone: Backbone, tmp_path: Path) -> None:
+    first = features.embed(shape_images.rows, backbone, tmp_path, threads=1)
+    calls: list[int] = []
+    hook = backbone.network.register_forward_hook(lambda *_: calls.append(1))
+    again = features.embed(shape_images.rows, backbone, tmp_path, threads=1)
+    hook.remove()
+    assert (first.cached, again.cached) == (0, 60)
+    assert not calls
+    assert np.array_equal(first.features, again.features)
+
+
+def test_an_embedding_does_not_depend_on_what_else_was_cached(
+    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path
+) -> None:
+    whole = features.embed(shape_images.rows, backbone, tmp_path / "a", threads=1)
+    features.embed(shape_images.rows[:5], backbone, tmp_path / "b", threads=1)
+    parts = features.embed(shape_images.rows, backbone, tmp_path / "b", threads=1)
+    assert parts.cached == 5
+    assert np.array_equal(whole.features, parts.features)
+
+
+def test_the_cache_is_keyed_by_weights_network_and_preprocessing(backbone: Backbone) -> None:
+    others = [
+        backbones.load("squeezenet1_1", "none", image_size=48, seed=1),
+        backbones.load("squeezenet1_1", "none", image_size=56),
+        backbones.load("squeezenet1_0", "none", image_size=48),
+        replace(backbone, weights_sha256="ab" * 32),
+        replace(backbone, std=(1.0, 1.0, 1.0)),
+    ]
+    keys = {features.cache_key(one) for one in [backbone, *others]}
+    assert len(keys) == 6
+    assert features.cache_key(backbones.load("squeezenet1_1", "none", image_size=48)) in keys
+
+
+def test_other_weights_are_not_served_from_the_cache(
+    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path
+) -> None:
+    rows = shape_images.rows[:8]
+    first = features.embed(rows, backbone, tmp_path, threads=1)
+    other = backbones.load("squeezenet1_1", "none", image_size=48, seed=1)
+    second = features.embed(rows, other, tmp_path, threads=1)
+    assert second.cached == 0
+    assert not np.allclose(first.features, second.features)
+
+
+def test_a_damaged_cache_is_made_anew_and_said_so(
+    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = shape_images.rows[:4]
+    first = features.embed(rows, backbone, tmp_path, threads=1)
+    (store,) = (tmp_path / "embeddings").glob("*.sqlite")
+    store.write_bytes(b"scribbled over " * 600)
+    with caplog.at_level(logging.WARNING):
+        again = features.embed(rows, backbone, tmp_path, threads=1)
+    assert "is damaged" in caplog.text
+    assert np.array_equal(first.features, again.features)
+    assert features.embed(rows, backbone, tmp_path, threads=1).cached == 4
+
+
+def test_an_image_cut_short_is_reported_and_the_others_are_embedded(
+    backbone: Backbone, tmp_path: Path, write_shapes: Callable[..., Path]
+) -> None:
+    folder = write_shapes(tmp_path / "data", count=4, suffix="jpg")
+    broken = folder / "disc" / "000.jpg"
+    broken.write_bytes(broken.read_bytes()[:-300])
+    images = load(str(folder), validation=0.2, test=0.2, seed=0)
+    assert not images.skipped  # its header is fine
+    steps: list[Step] = []
+    embedded = features.embed(images.rows, backbone, tmp_path / "cache", threads=1, progress=steps.append)
+    ((digest, reason),) = embedded.failures.items()
+    assert next(row.location for row in images.rows if row.digest == digest) == str(broken)
+    assert "send the whole file" in reason
+    assert len(embedded.rows) == len(embedded.features) == 11
+    assert steps[-1] == Step("embedding images", 12, 12)
+
+
+def test_the_format_of_a_file_changes_next_to_nothing(backbone: Backbone, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    image = Image.fromarray(np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[::-1, None]), axis=2))
+    for label in ("png", "jpg"):
+        for number in range(3):
+            (tmp_path / label).mkdir(exist_ok=True)
+            turned = image.rotate(90 * number)
+            turned.save(tmp_path / label / f"{number}.{label}", **({"quality": 97} if label == "jpg" else {}))
+    images = load(str(tmp_path), validation=0.3, test=0.3, seed=0)
+    embedded = features.embed(images.rows, backbone, tmp_path / "cache", threads=1)
+    by_name = {Path(row.location).name: vector for row, vector in zip(embedded.rows, embedded.features, strict=True)}
+    for number in range(3):
+        png, jpg = by_name[f"{number}.png"], by_name[f"{number}.jpg"]
+        assert float(png @ jpg / np.linalg.norm(png) / np.linalg.norm(jpg)) > 0.999

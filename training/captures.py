@@ -1,0 +1,186 @@
+"""Labelled captures: images of the live traffic that people have put a label to.
+
+*Fresh* ones were answered by the live model inside the window that called for a retrain (else they are its newest
+labelled ones); *older* ones are all others. An image sent twice counts once, with the last label it was given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+
+from perennial.errors import InvalidImage, StorageUnavailable
+from perennial.images import ImageLimits, read_header
+from perennial.ledger import labels, models, predictions
+from perennial.ledger.predictions import LabelledPrediction
+from perennial.progress import Progress, Step, silent
+from perennial.storage import Storage, sha256
+from training.datasets import Skipped, Split
+
+#: Older captures are the newest of at most so many windows, which bounds what a retrain reads.
+OLDER_WINDOWS: Final = 4
+_READERS: Final = 8  # reading waits for the storage more than for the processor
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One image of the traffic: where it lies, its last label, and what the version that saw it last answered."""
+
+    digest: str
+    url: str
+    label: str
+    predicted: str
+    version: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """Each digest occurs once in all of it. Ordered by digest. `skipped` are those left out, and why."""
+
+    fresh: tuple[Capture, ...]
+    older: tuple[Capture, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def find(
+    engine: sa.Engine, name: str, live: str, *, window: int, classes: Collection[str], since: datetime | None = None
+) -> Captures:
+    """The labelled captures in the ledger; their images are not read yet.
+
+    Args:
+        live: the live version.
+        window: the most fresh captures to take, newest first.
+        classes: other labels are left out and listed.
+        since: fresh captures are not older than this.
+    """
+    fresh = predictions.labelled_captures(engine, [live], since=since, limit=window)
+    versions = [model.version for model in models.all_of(engine, name)]
+    every = predictions.labelled_captures(engine, versions, limit=(1 + OLDER_WINDOWS) * window)
+    fresh_ids = {row.prediction.id for row in fresh}
+    older = [row for row in every if row.prediction.id not in fresh_ids]
+
+    last_label = _last_labels(engine, [*older, *fresh])
+    newest: dict[str, LabelledPrediction] = {}
+    for row in [*older, *fresh]:  # a digest among the fresh ones is fresh
+        newest[row.prediction.image_digest] = row
+    kept: dict[bool, list[Capture]] = {True: [], False: []}
+    skipped: list[Skipped] = []
+    for digest, row in sorted(newest.items()):
+        label = last_label[digest]
+        seen = row.prediction
+        assert seen.image_url is not None  # `labelled_captures` gives no others
+        if label not in classes:
+            skipped.append(Skipped(seen.image_url, f"its label {label!r} is not a class of the live model"))
+            continue
+        kept[seen.id in fresh_ids].append(
+            Capture(digest, seen.image_url, label, seen.label, seen.model_version, seen.at)
+        )
+    return Captures(tuple(kept[True]), tuple(kept[False]), tuple(skipped))
+
+
+def verified(captures: Captures, storage: Storage, limits: ImageLimits, progress: Progress = silent) -> Captures:
+    """The same captures without those whose image cannot be read, is not one, or is not the one that was seen."""
+    every = [*captures.fresh, *captures.older]
+    reasons: dict[str, str] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda capture: _fault(capture, storage, limits), every)
+        for done, (capture, reason) in enumerate(zip(every, found, strict=True), start=1):
+            if reason is not None:
+                reasons[capture.digest] = reason
+            progress(Step("reading captures", done, len(every)))
+    return Captures(
+        fresh=tuple(capture for capture in captures.fresh if capture.digest not in reasons),
+        older=tuple(capture for capture in captures.older if capture.digest not in reasons),
+        skipped=captures.skipped
+        + tuple(Skipped(capture.url, reasons[capture.digest]) for capture in every if capture.digest in reasons),
+    )
+
+
+def divide(
+    fresh: Iterable[Capture],
+    *,
+    holdout: float,
+    validation: float,
+    seed: int,
+    never_judged: Collection[str] = (),
+    never_trained: Collection[str] = (),
+) -> dict[str, Split]:
+    """Give each fresh capture its side, by digest: `test` is the gate's slice.
+
+    Fixed by (seed, digest) and stratified by label, so a second run gives the same.
+
+    Args:
+        holdout: share of the captures that the gate judges on.
+        validation: share of the others that are kept for calibration.
+        never_judged: digests that a judged model was trained on.
+        never_trained: digests that must stay held out.
+    """
+    sides: dict[str, Split] = {}
+    free: list[Capture] = []
+    rest: list[Capture] = []
+    for capture in fresh:
+        if capture.digest in never_trained:
+            sides[capture.digest] = "test"
+        elif capture.digest in never_judged:
+            rest.append(capture)
+        else:
+            free.append(capture)
+    judged = _stratified_share(free, holdout, seed)
+    sides.update(dict.fromkeys(judged, "test"))
+    rest += [capture for capture in free if capture.digest not in judged]
+    calibrating = _stratified_share(rest, validation, seed)
+    for capture in rest:
+        sides[capture.digest] = "validation" if capture.digest in calibrating else "train"
+    return sides
+
+
+def _stratified_share(captures: Sequence[Capture], share: float, seed: int) -> set[str]:
+    """About `share` of each label, and as nearly as possible of all; never the only one of its label."""
+    by_label: dict[str, list[Capture]] = defaultdict(list)
+    for capture in captures:
+        by_label[capture.label].append(capture)
+    chosen: set[str] = set()
+    seen = 0
+    for label in sorted(by_label):
+        of_label = sorted(
+            by_label[label], key=lambda capture: hashlib.sha256(f"{seed}:{capture.digest}".encode()).digest()
+        )
+        seen += len(of_label)
+        wanted = round(share * seen) - len(chosen)
+        wanted = min(max(0, wanted), len(of_label) if share >= 1 else len(of_label) - 1)
+        chosen |= {capture.digest for capture in of_label[:wanted]}
+    return chosen
+
+
+def _last_labels(engine: sa.Engine, rows: Sequence[LabelledPrediction]) -> dict[str, str]:
+    """Each digest's last label, whichever of its predictions it was given to."""
+    times = Counter(row.prediction.image_digest for row in rows)
+    repeated = [row.prediction.id for row in rows if times[row.prediction.image_digest] > 1]
+    order = labels.order(engine, repeated) if repeated else {}
+    last: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: order.get(row.prediction.id, 0)):
+        assert row.true_label is not None  # `labelled_captures` gives no others
+        last[row.prediction.image_digest] = row.true_label
+    return last
+
+
+def _fault(capture: Capture, storage: Storage, limits: ImageLimits) -> str | None:
+    try:
+        data = storage.read(storage.key_of(capture.url))
+    except StorageUnavailable as error:
+        return str(error)
+    if sha256(data) != capture.digest:
+        return "its bytes are not those that were predicted on"
+    try:
+        read_header(data, limits)
+    except InvalidImage as error:
+        return str(error)
+    return None

@@ -1,0 +1,151 @@
+"""How good a model is on held-out images, each number with its 95 % interval, scored by the exported graph."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perennial.bundle import ClassMetrics, Estimate
+from perennial.errors import TruncatedImage
+from perennial.graph import Graph, GraphOutput
+from perennial.images import ImageLimits, InputRule
+from perennial.progress import Progress, Step, silent
+from training.datasets import DEFAULT_LIMITS, Row
+from training.features import decode, in_batches
+
+_Z: Final = 1.959963984540054  # the standard normal's 97.5 % point
+_DRAWS: Final = 2000
+_BINS: Final = 15
+
+
+def score(
+    graph: Graph,
+    rows: Sequence[Row],
+    rule: InputRule,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    progress: Progress = silent,
+) -> GraphOutput:
+    """Decode the rows' images and run the graph on them, in row order.
+
+    Raises:
+        TruncatedImage: an image cannot be decoded; the message names it.
+        InvalidDataset: a file is gone, or was changed since it was listed.
+    """
+
+    def run(batch: Sequence[Row]) -> GraphOutput:
+        _, pixels, broken = decode(batch, rule, limits)
+        if broken:
+            row = next(row for row in batch if row.digest in broken)
+            raise TruncatedImage(f"{row.location}: {broken[row.digest]}")
+        return graph.run(pixels)
+
+    parts: list[GraphOutput] = []
+    done = 0
+    for part in in_batches(rows, run, threads=os.cpu_count() or 1):
+        parts.append(part)
+        done += len(part.probabilities)
+        progress(Step("scoring images", done, len(rows)))
+    if not parts:
+        raise ValueError("there are no rows to score")
+    return GraphOutput(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.embedding for part in parts]),
+        np.concatenate([part.properties for part in parts]),
+    )
+
+
+def accuracy_interval(correct: int, total: int) -> Estimate:
+    """A share with Wilson's 95 % interval (Wilson, 1927). Of nothing it is 0, anywhere in 0..1."""
+    if total == 0:
+        return Estimate(value=0.0, low=0.0, high=1.0)
+    share = correct / total
+    centre = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
+    half = _Z / (1 + _Z**2 / total) * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
+    # Rounding may put the end of the interval a hair inside a share of exactly 0 or 1.
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return Estimate(value=share, low=low, high=high)
+
+
+def metrics(
+    true: Sequence[str], predicted: Sequence[str], classes: Sequence[str], seed: int = 0
+) -> tuple[dict[str, Estimate], dict[str, ClassMetrics]]:
+    """`accuracy` and `macro_f1` over all classes; precision and recall of each class.
+
+    Shares have Wilson's interval, macro-F1 a seeded Bayesian one. A class never predicted has precision 0 (0..1).
+    """
+    counts = confusion(true, predicted, classes)
+    right, of_true, of_predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    overall = {
+        "accuracy": accuracy_interval(int(right.sum()), int(counts.sum())),
+        "macro_f1": _macro_f1(counts, seed),
+    }
+    each = {
+        name: ClassMetrics(
+            precision=accuracy_interval(int(right[at]), int(of_predicted[at])),
+            recall=accuracy_interval(int(right[at]), int(of_true[at])),
+            support=int(of_true[at]),
+        )
+        for at, name in enumerate(classes)
+    }
+    return overall, each
+
+
+def confusion(true: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Counts [K, K]: rows are true classes, columns predicted ones."""
+    index = {name: at for at, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    for truth, guess in zip(true, predicted, strict=True):
+        counts[index[truth], index[guess]] += 1
+    return counts
+
+
+def calibration(probabilities: NDArray[np.float32], true: Sequence[int], seed: int = 0) -> dict[str, Estimate]:
+    """How far to trust the probabilities [N, K]: `nll` (nats) and `ece` (expected calibration error, 15 equal bins;
+    Guo et al., 2017), each with a seeded bootstrap interval."""
+    labels = np.asarray(true)
+    chosen = np.clip(probabilities[np.arange(len(labels)), labels].astype(np.float64), 1e-12, 1.0)
+    losses = -np.log(chosen)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    gap = (probabilities.argmax(axis=1) == labels) - confidence
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    member = np.eye(_BINS)[bins] * gap[:, None]
+    resamples = np.random.default_rng(seed).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), _DRAWS)
+    return {
+        "nll": _interval(float(losses.mean()), resamples @ losses / len(labels)),
+        "ece": _interval(
+            float(np.abs(member.sum(axis=0)).sum() / len(labels)),
+            np.abs(resamples @ member).sum(axis=1) / len(labels),
+        ),
+    }
+
+
+def _macro_f1(counts: NDArray[np.int64], seed: int) -> Estimate:
+    # Resampling rows would call ten right answers of ten certain. Drawing what the confusion matrix could have been
+    # does not: a Dirichlet for each true class (Goutte and Gaussier, 2005), one pseudo-count over all cells (Perks).
+    classes = len(counts)
+    random = np.random.default_rng(seed)
+    support = counts.sum(axis=1)
+    draws = np.stack(
+        [random.dirichlet(row + 1 / classes**2, _DRAWS) * total for row, total in zip(counts, support, strict=True)],
+        axis=1,
+    )
+    return _interval(float(_f1(counts[None])[0]), _f1(draws))
+
+
+def _f1(counts: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Macro-F1 of confusion matrices [M, K, K]; a class with neither truth nor prediction counts 0."""
+    matrices = counts.astype(np.float64)
+    right = np.diagonal(matrices, axis1=1, axis2=2)
+    ends = matrices.sum(axis=1) + matrices.sum(axis=2)
+    f1 = np.divide(2 * right, ends, out=np.zeros_like(ends), where=ends > 0)
+    return np.asarray(f1.mean(axis=1))
+
+
+def _interval(value: float, draws: NDArray[np.float64]) -> Estimate:
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Estimate(value=value, low=min(value, float(low)), high=max(value, float(high)))

@@ -1,0 +1,55 @@
+"""A bundle into storage, BentoML's model store and the ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+import sqlalchemy as sa
+
+from perennial import ledger
+from perennial.bundle import Bundle, upload_bundle
+from perennial.errors import UnknownModel
+from perennial.storage import Storage
+
+
+def publish(bundle: Bundle, engine: sa.Engine, storage: Storage) -> None:
+    """Make a bundle known. The ledger row comes last: a crash before it leaves files that nothing refers to, and
+    publishing again completes them. A bundle that is already registered is left as it is.
+
+    Raises:
+        StorageUnavailable, LedgerUnavailable: a place cannot be reached; nothing was registered.
+    """
+    manifest = bundle.manifest
+    with contextlib.suppress(UnknownModel):
+        if ledger.models.get(engine, manifest.name, manifest.version).digest == bundle.digest:
+            return
+    url = upload_bundle(bundle, storage)
+    _keep_in_model_store(bundle)
+    ledger.models.register(engine, bundle, url)
+
+
+def tag_of(bundle: Bundle) -> str:
+    """The bundle's tag in BentoML's model store, such as `perennial-default:20261120-234012-345f1`."""
+    return f"perennial-{bundle.manifest.name}:{bundle.manifest.version}"
+
+
+def _keep_in_model_store(bundle: Bundle) -> None:
+    import bentoml
+    from bentoml.exceptions import NotFound
+
+    manifest = bundle.manifest
+    with contextlib.suppress(NotFound):  # left by an earlier attempt that did not reach the ledger
+        bentoml.models.delete(tag_of(bundle))
+    labels = {"perennial.name": manifest.name, "perennial.backbone": manifest.backbone}
+    metadata = {
+        "digest": bundle.digest,
+        "strategy": manifest.strategy,
+        "classes": list(manifest.classes),
+        "metrics": {name: estimate.model_dump() for name, estimate in manifest.metrics.items()},
+        "dataset": manifest.dataset.fingerprint,
+        "pretrained": manifest.pretrained.model_dump(),
+        "parent": manifest.parent or "",
+    }
+    with bentoml.models.create(tag_of(bundle), labels=labels, metadata=metadata) as kept:
+        shutil.copytree(bundle.path, kept.path, dirs_exist_ok=True)

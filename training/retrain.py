@@ -1,0 +1,309 @@
+"""Retraining: champion and labelled captures in, a challenger out; it goes live only if it passes the gate.
+
+request -> started -> (gate passed -> deployed | gate refused | failed), each an event caused by the one before, so a
+retrain that was killed can be told from one that ended: its request stays open and the next run takes it up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+
+from perennial.bundle import Bundle, fetch_bundle
+from perennial.errors import InvalidSettings, LedgerUnavailable
+from perennial.images import ImageLimits
+from perennial.ledger import EventKind, checks, deployments, events, leases, models
+from perennial.ledger.events import Event
+from perennial.progress import Progress, Step, silent
+from perennial.settings import Settings
+from perennial.storage import Storage
+from training import captures as labelled
+from training.captures import Captures
+from training.datasets import Skipped
+from training.due import open_request, window_start
+from training.fit import FitRequest, fit
+from training.gate import GateDecision, evaluate, judge
+from training.material import Material, combine, original_data, pinned_rows
+from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
+from training.paired import fewest_rows
+from training.publish import publish
+
+Outcome = Literal["promoted", "refused", "waiting", "nothing_to_do"]
+
+ACTOR: Final = "retrain"
+_EXIT_CODES: Final[dict[Outcome, int]] = {"promoted": 0, "refused": 11, "waiting": 4, "nothing_to_do": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainResult:
+    """How a retrain ended. `version` is the challenger's (None if none was trained), `champion` the live model's
+    before it; `labels` counts the fresh labelled captures; `seconds` is wall time."""
+
+    outcome: Outcome
+    name: str
+    champion: str
+    version: str | None
+    why: str
+    labels: int = 0
+    gate: GateDecision | None = None
+    left_out: Mapping[str, int] | None = None
+    skipped: tuple[Skipped, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        return _EXIT_CODES[self.outcome]
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "outcome": self.outcome,
+            "name": self.name,
+            "champion": self.champion,
+            "version": self.version,
+            "why": self.why,
+            "labels": self.labels,
+            "gate": self.gate.document() if self.gate else None,
+            "left_out": dict(self.left_out or {}),
+            "skipped": [asdict(skip) for skip in self.skipped],
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one retrain works with."""
+
+    engine: sa.Engine
+    settings: Settings
+    storage: Storage
+    limits: ImageLimits
+    champion: Bundle
+    request: Event | None
+    why: str
+    progress: Progress
+
+
+def retrain(
+    engine: sa.Engine, settings: Settings, *, if_due: bool, reason: str = "", progress: Progress = silent
+) -> RetrainResult:
+    """Train a challenger on the original data and the labelled captures, judge it, and deploy it if it is better.
+
+    Args:
+        if_due: only if a `retrain_requested` event asks for it that no retrain has answered yet.
+        reason: recorded with the events; the request's own unless given.
+
+    Raises:
+        NoLiveModel: there is nothing to retrain.
+        LeaseHeld: another process is retraining this model.
+        WeightsChanged: the pretrained checkpoint is not the one the champion was trained from.
+        InvalidDataset: the original data is gone or cannot be used.
+        InvalidBundle, StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
+        Whatever is raised, the champion stays live; once a retrain has started, a `retrain_failed` event says why.
+    """
+    began = time.monotonic()
+    name = settings.name
+    deployments.live(engine, name)  # without a model there is no lease worth holding
+    with leases.held(engine, f"retrain:{name}", settings.retrain.lease):
+        live = deployments.live(engine, name)
+        request = open_request(engine, name)
+        if if_due and request is None:
+            why = f"no retrain of {name} is asked for; `perennial monitor` asks when accuracy is lost"
+            return RetrainResult("nothing_to_do", name, live.version, None, why)
+        storage = Storage(settings.blobs_url)
+        model = models.get(engine, name, live.version)
+        run = _Run(
+            engine=engine,
+            settings=settings,
+            storage=storage,
+            limits=ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels),
+            champion=fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path),
+            request=request,
+            why=reason or (str(request.detail.get("why") or "the monitor asked for it") if request else "by hand"),
+            progress=progress,
+        )
+        return _retrain(run, began)
+
+
+def _retrain(run: _Run, began: float) -> RetrainResult:
+    settings, manifest = run.settings, run.champion.manifest
+    captures = labelled.find(
+        run.engine,
+        manifest.name,
+        manifest.version,
+        window=settings.monitor.window,
+        classes=manifest.classes,
+        since=window_start(run.request),
+    )
+    captures = labelled.verified(captures, run.storage, run.limits, run.progress)
+    needed = _labels_needed(settings)
+    if len(captures.fresh) < needed:
+        return _waiting(run, captures, needed, began)
+
+    started = events.add(
+        run.engine,
+        manifest.name,
+        EventKind.RETRAIN_STARTED,
+        {
+            "why": run.why,
+            "actor": ACTOR,
+            "champion": manifest.version,
+            "champion_digest": run.champion.digest,
+            "pretrained_sha256": manifest.pretrained.sha256,
+            "labels": len(captures.fresh),
+            "older_labels": len(captures.older),
+            "skipped": len(captures.skipped),
+        },
+        caused_by=run.request.id if run.request else None,
+    )
+    try:
+        return _challenge(run, captures, started, began)
+    except BaseException as error:
+        detail = {"why": run.why, "champion": manifest.version, "error": type(error).__name__, "reason": str(error)}
+        try:
+            events.add(run.engine, manifest.name, EventKind.RETRAIN_FAILED, detail, caused_by=started)
+        except LedgerUnavailable as second:
+            error.add_note(f"the failure could not be recorded either: {second}")
+        raise
+
+
+def _challenge(run: _Run, captures: Captures, started: int, began: float) -> RetrainResult:
+    settings, manifest = run.settings, run.champion.manifest
+    changed = _changed(run, captures)
+    lineage = models.lineage(run.engine, manifest.name, manifest.version)
+    material = combine(
+        original_data(run.champion, settings, run.limits, run.progress),
+        captures,
+        pinned_rows(run.champion),
+        seed=manifest.seed,
+        holdout=settings.retrain.fresh_holdout,
+        validation=settings.train.validation,
+        changed=changed,
+        changed_before=changed_before(run.engine, manifest.name, lineage),
+    )
+    fitted = fit(
+        FitRequest(
+            images=material.images,
+            name=manifest.name,
+            backbone=manifest.backbone,
+            weights=manifest.pretrained.source,
+            strategy=manifest.strategy,
+            image_size=manifest.input.crop,
+            seed=manifest.seed,
+            threads=settings.train.threads,
+            parent=manifest.version,
+            pretrained_sha256=manifest.pretrained.sha256 or None,
+        ),
+        bundles=settings.home_path / "models",
+        cache=settings.cache_path,
+        limits=run.limits,
+        progress=run.progress,
+    )
+    challenger = fitted.bundle
+    publish(challenger, run.engine, run.storage)
+    unusable = {skip.location for skip in fitted.skipped}
+    run.progress(Step("judging", 0, 0))
+    decision = judge(
+        evaluate(
+            run.champion,
+            challenger,
+            fresh=[row for row in material.fresh if row.location not in unusable],
+            old=[row for row in material.old if row.location not in unusable],
+            changed=changed,
+            limits=run.limits,
+            threads=settings.train.threads,
+            progress=run.progress,
+        ),
+        alpha=settings.retrain.alpha,
+        margin=settings.retrain.margin,
+        share=settings.retrain.fresh_holdout,
+    )
+    outcome, why = _settle(run, challenger, decision, material, started, began)
+    return RetrainResult(
+        outcome=outcome,
+        name=manifest.name,
+        champion=manifest.version,
+        version=challenger.manifest.version,
+        why=why,
+        labels=len(captures.fresh),
+        gate=decision,
+        left_out=material.left_out,
+        skipped=captures.skipped + fitted.skipped,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _settle(
+    run: _Run, challenger: Bundle, decision: GateDecision, material: Material, started: int, began: float
+) -> tuple[Outcome, str]:
+    """Write the gate's decision down and act on it."""
+    name, version = challenger.manifest.name, challenger.manifest.version
+    live = deployments.live(run.engine, name).version
+    why = decision.why
+    # Somebody may have promoted or rolled back meanwhile; then this was judged against the wrong model.
+    overtaken = live != run.champion.manifest.version
+    if overtaken:
+        why = f"{live} went live while the challenger was trained, so it was judged against the wrong champion; " + why
+    passed = decision.outcome == "pass" and not overtaken
+    detail = {
+        "version": version,
+        "digest": challenger.digest,
+        "champion": run.champion.manifest.version,
+        "champion_digest": run.champion.digest,
+        "data_fingerprint": challenger.manifest.dataset.fingerprint,
+        "why": why,
+        "actor": ACTOR,
+        "gate": decision.document(),
+        "left_out": dict(material.left_out),
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    kind = EventKind.GATE_PASSED if passed else EventKind.GATE_REFUSED
+    event = events.add(run.engine, name, kind, detail, caused_by=started)
+    if not passed:
+        return "waiting" if decision.outcome == "wait" and not overtaken else "refused", why
+    deployments.deploy(run.engine, name, version, reason=run.why, actor=ACTOR, detail={"gate": why}, caused_by=event)
+    return "promoted", why
+
+
+def _changed(run: _Run, captures: Captures) -> tuple[ChangedClass, ...]:
+    manifest = run.champion.manifest
+    check = next(iter(checks.latest(run.engine, manifest.name, model_version=manifest.version)), None)
+    if not inputs_unchanged(run.request, check):
+        return ()
+    answers = [(capture.predicted, capture.label) for capture in captures.fresh]
+    return changed_classes(answers, manifest.per_class, alpha=run.settings.retrain.alpha)
+
+
+def _labels_needed(settings: Settings) -> int:
+    """Labels below which a retrain is not worth it, or its gate could show nothing."""
+    if not 0 < settings.retrain.fresh_holdout < 1:
+        raise InvalidSettings(
+            "retrain.fresh_holdout must be above 0 and below 1, or there is nothing to judge or train on"
+        )
+    judged = math.ceil(fewest_rows(settings.retrain.alpha) / settings.retrain.fresh_holdout)
+    return max(settings.retrain.min_labels, judged)
+
+
+def _waiting(run: _Run, captures: Captures, needed: int, began: float) -> RetrainResult:
+    why = (
+        f"{len(captures.fresh)} fresh labelled captures of {run.champion.manifest.version}; a retrain needs {needed} "
+        f"(retrain.min_labels is {run.settings.retrain.min_labels}): {needed - len(captures.fresh)} more"
+    )
+    if captures.skipped:
+        why += f"; {len(captures.skipped)} could not be used, such as {captures.skipped[0].location}: "
+        why += captures.skipped[0].reason
+    return RetrainResult(
+        outcome="waiting",
+        name=run.champion.manifest.name,
+        champion=run.champion.manifest.version,
+        version=None,
+        why=why,
+        labels=len(captures.fresh),
+        skipped=captures.skipped,
+        seconds=time.monotonic() - began,
+    )
