@@ -6,13 +6,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from commands import console
@@ -31,6 +32,7 @@ WINDOW: Final = 300
 SEED: Final = 0
 PAIR: Final = ("3", "8")
 _BACKGROUND_PAUSE: Final = 0.05
+_PLAIN_WIDTH: Final = 140
 
 
 class DemoFailed(PerennialError):
@@ -120,7 +122,8 @@ def demo(
             _require(not story.traffic.tally.failures, f"requests failed: {story.traffic.tally.failures[:3]}")
         finally:
             if not json:
-                console.out.print(timeline_table(story.timeline))
+                width = None if console.out.is_terminal else _PLAIN_WIDTH
+                Console(width=width, highlight=False).print(timeline_table(story.timeline))
         _finish(story, json=json, keep=keep)
 
 
@@ -195,7 +198,7 @@ def _the_camera_is_turned(story: Story) -> None:
     check = story.check()
     story.tell("camera turned", f"named; {check.retrain.why}", accuracy=accuracy, verdict=check.verdict)
     _require(check.verdict == "data_drift", f"the turned camera was called {check.verdict}")
-    accepted = story.traffic.label(answers, lambda digit: digit.label)
+    accepted = story.traffic.label(answers, _true_meaning)
     check = story.check()
     story.tell("camera turned", f"{accepted} labels came back; {check.retrain.why}", verdict=check.verdict)
     _require(check.retrain.due, f"labels came back and no retrain was called for: {check.retrain.why}")
@@ -211,10 +214,9 @@ def _the_camera_is_turned(story: Story) -> None:
 
 def _two_classes_swap_meaning(story: Story) -> None:
     answers, _ = story.send(1, turned_camera)
-    meaning = lambda digit: swapped(digit.label, PAIR)  # noqa: E731
-    story.traffic.label(answers, meaning)
+    story.traffic.label(answers, _swapped_meaning)
     check = story.check()
-    accuracy = sum(answer.label == meaning(answer.digit) for answer in answers) / len(answers)
+    accuracy = _accuracy(answers, _swapped_meaning)
     story.tell(
         "camera turned", f"{PAIR[0]} and {PAIR[1]} swap meaning; {check.retrain.why}", accuracy=accuracy,
         verdict=check.verdict,
@@ -223,9 +225,11 @@ def _two_classes_swap_meaning(story: Story) -> None:
     _require(check.retrain.due, f"concept drift called for no retrain: {check.retrain.why}")
     result, _ = _retrain_under_traffic(story, story.pools[1], turned_camera)
     _require(result.outcome == "promoted", f"the retrain after concept drift was not promoted: {result.why}")
-    answers = story.traffic.send(story.pools[0], turned_camera)
-    accuracy = sum(answer.label == meaning(answer.digit) for answer in answers) / len(answers)
-    story.tell("camera turned", "the new meanings are learned", accuracy=accuracy)
+    answers, _ = story.send(0, turned_camera)
+    accuracy = _accuracy(answers, _swapped_meaning)
+    story.traffic.label(answers, _swapped_meaning)
+    check = story.check()
+    story.tell("camera turned", "the new meanings are learned", accuracy=accuracy, verdict=check.verdict)
 
 
 def _a_bad_model_is_refused(story: Story) -> None:
@@ -275,8 +279,16 @@ def _retrain_under_traffic(story: Story, pool: Sequence[Digit], change: Change) 
     return result, seen
 
 
-def _accuracy(answers: Sequence[Answer]) -> float:
-    return sum(answer.label == answer.digit.label for answer in answers) / len(answers)
+def _true_meaning(digit: Digit) -> str:
+    return digit.label
+
+
+def _swapped_meaning(digit: Digit) -> str:
+    return swapped(digit.label, PAIR)
+
+
+def _accuracy(answers: Sequence[Answer], meaning: Callable[[Digit], str] = _true_meaning) -> float:
+    return sum(answer.label == meaning(answer.digit) for answer in answers) / len(answers)
 
 
 def _require(happened: bool, otherwise: str) -> None:
@@ -292,7 +304,7 @@ def timeline_table(timeline: Sequence[Moment]) -> Table:
     for moment in timeline:
         accuracy = "" if moment.accuracy is None else f"{moment.accuracy:.3f}"
         table.add_row(f"{moment.seconds:.0f} s", moment.traffic, accuracy, moment.verdict, moment.version, moment.event)
-    console.out.print(table)
+    return table
 
 
 def _finish(story: Story, *, json: bool, keep: bool) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-SIDE: Final = 96
+SIDE: Final = 64
 
 Change = Callable[[Image.Image], Image.Image]
 

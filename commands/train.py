@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,8 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from commands import console
-from perennial.errors import NoLiveModel, PerennialError
-from perennial.images import ImageLimits
+from perennial.errors import PerennialError
 
 if TYPE_CHECKING:
     from training.fit import Fitted
@@ -61,46 +59,14 @@ def train(
         },
     )  # fmt: skip
     _need_training_packages()
-    from perennial import ledger
-    from perennial.storage import Storage
-    from training import datasets
-    from training.fit import FitRequest, fit
-    from training.publish import publish
+    from perennial.ledger import open_ledger
+    from training.train import train as run
 
     # The ledger first: better to hear now than after the work that it cannot be reached.
-    engine = ledger.open_ledger(settings.ledger_url)
-    storage = Storage(settings.blobs_url)
-    limits = ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels)
-    chosen = settings.train
+    engine = open_ledger(settings.ledger_url)
     with console.progress() as progress:
-        images = datasets.load(
-            data, validation=chosen.validation, test=chosen.test, seed=chosen.seed, limits=limits, progress=progress
-        )
-        fitted = fit(
-            FitRequest(
-                images=images,
-                name=settings.name,
-                backbone=chosen.backbone,
-                weights=_weights(chosen.weights),
-                strategy=chosen.strategy,
-                image_size=chosen.image_size,
-                seed=chosen.seed,
-                threads=chosen.threads,
-            ),
-            bundles=settings.home_path / "models",
-            cache=settings.cache_path,
-            limits=limits,
-            progress=progress,
-        )
-        publish(fitted.bundle, engine, storage)
-    version = fitted.bundle.manifest.version
-    try:
-        ledger.deployments.live(engine, settings.name)
-        live = False
-    except NoLiveModel:
-        ledger.deployments.deploy(engine, settings.name, version, reason="the first model of its name", actor="train")
-        live = True
-
+        trained = run(engine, settings, data, progress)
+    fitted, live = trained.fitted, trained.live
     _report_skipped(fitted)
     if as_json:
         console.print_json(_document(fitted, live))
@@ -112,11 +78,6 @@ def _need_training_packages() -> None:
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         raise PerennialError(f"training needs {', '.join(missing)}: pip install 'perennial[train]'")
-
-
-def _weights(weights: str) -> str:
-    # A retrain reads the same file again, perhaps from another folder.
-    return weights if weights in ("default", "builtin", "none") else str(Path(weights).expanduser().absolute())
 
 
 def _report_skipped(fitted: Fitted) -> None:

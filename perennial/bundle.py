@@ -29,6 +29,7 @@ MANIFEST: Final = "manifest.json"
 GRAPH: Final = "graph.onnx"
 WEIGHTS: Final = "weights.safetensors"
 REFERENCE: Final = "reference.parquet"
+DATASET: Final = "dataset.parquet"
 REPORT: Final = "report.html"
 
 

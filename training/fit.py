@@ -23,6 +23,7 @@ from pyarrow import parquet
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from perennial.bundle import (
+    DATASET,
     GRAPH,
     REFERENCE,
     REPORT,
@@ -47,7 +48,6 @@ from training.features import Embedded
 from training.finetune import Probe, linear_probe
 from training.report import render
 
-DATASET: Final = "dataset.parquet"
 STRATEGIES: Final = ("auto", "linear_probe")
 _LARGE: Final = 10_000_000  # numbers in a matrix
 _PROOF_IMAGES: Final = 8  # on so many the exported graph is compared with torch

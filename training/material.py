@@ -14,14 +14,13 @@ from typing import Final, Literal
 
 import pyarrow.parquet as pq
 
-from perennial.bundle import Bundle
+from perennial.bundle import DATASET, Bundle
 from perennial.errors import InvalidBundle, InvalidDataset
 from perennial.images import ImageLimits
 from perennial.progress import Progress, silent
 from perennial.settings import Settings
 from training.captures import Capture, Captures, divide
 from training.datasets import LabelledImages, Row, Split, load
-from training.fit import DATASET
 from training.meaning import ChangedClass
 
 #: From this many fresh rows on, they alone are the new reference: what the challenger will see from now on.

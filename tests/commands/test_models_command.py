@@ -25,7 +25,6 @@ from perennial.settings import load_settings
 from perennial.storage import Storage
 
 # BentoML 1.4 imports a name that pathspec has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")

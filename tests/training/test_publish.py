@@ -13,7 +13,6 @@ from perennial.storage import Storage
 from training.publish import publish, tag_of
 
 # BentoML 1.4 imports a name that pathspec has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 
 @pytest.fixture

@@ -46,7 +46,6 @@ from training.publish import publish
 from training.retrain import RetrainResult, retrain
 
 # BentoML 1.4 imports a name that pathspec has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 70), "red": (220, 50, 40)}
 CLASSES = tuple(COLOURS)

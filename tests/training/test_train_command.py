@@ -18,7 +18,6 @@ app = typer.Typer()
 app.command()(train.train)
 
 # BentoML 1.4 imports a name that pathspec has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 
 @pytest.fixture
