@@ -44,6 +44,12 @@ class Client:
         with ThreadPoolExecutor(4) as threads:
             return list(threads.map(one, paths))
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
     def accuracy(self, paths: Sequence[Path]) -> float:
         answers = self.send(paths)
         return sum(answer["label"] == path.parent.name for answer, path in zip(answers, paths, strict=True)) / len(
@@ -84,9 +90,7 @@ def test_photos_then_sketches(
     ).json()
     figures["training seconds"] = trained["seconds"]
     home.mkdir(exist_ok=True)
-    with served(free_port, home / "server.log", keep=False) as url:
-        client = Client(url)
-
+    with served(free_port, home / "server.log", keep=False) as url, Client(url) as client:
         figures["held-out photos"] = client.accuracy(held_out[:WINDOW])
         check = perennial("monitor", "--json").json()
         figures["verdict on photos"] = check["verdict"]
