@@ -25,6 +25,7 @@ from service.problems import logger
 
 _LONGEST_RETRY_SECONDS: Final = 60.0
 _EVENT_LEASE_SECONDS: Final = 30.0
+_FALL_BACKS: Final = 3  # earlier versions tried when a worker starts on a broken one
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ def _warm_up(graph: Graph, classes: tuple[str, ...], rule: InputRule, threads: i
 class LiveModels:
     """Holds the live model and follows the deployments.
 
-    On failure the old model stays, one `swap_failed` event is recorded for the failed deployment, and loading is
-    tried again at growing intervals.
+    On failure the old model stays (a worker that has none yet takes the newest earlier one that loads), one
+    `swap_failed` event is recorded for the failed deployment, and loading is tried again at growing intervals.
     """
 
     def __init__(self, engine: Callable[[], sa.Engine], storage: Storage, settings: Settings, threads: int) -> None:
@@ -155,20 +156,40 @@ class LiveModels:
         except Exception as error:  # noqa: BLE001 - a bundle can be broken in any way; the old model goes on
             self._fail(engine, deployment, error)
             return
-        self._live, self._failed = fresh, None
-        metrics.live_model.labels(fresh.version).set(1)
-        if live is not None:
-            metrics.live_model.labels(live.version).set(0)
+        self._take(fresh)
+        self._failed = None
         metrics.swaps.labels("done").inc()
         logger.info(
             "version %s is live after %.2f s (%s)", fresh.version, time.monotonic() - started, deployment.reason
         )
+
+    def _take(self, fresh: LiveModel) -> None:
+        old, self._live = self._live, fresh
+        metrics.live_model.labels(fresh.version).set(1)
+        if old is not None and old.version != fresh.version:
+            metrics.live_model.labels(old.version).set(0)
+
+    def _fall_back(self, engine: sa.Engine, failed: Deployment) -> None:
+        """A worker that starts while a broken version is deployed serves what the other workers still serve."""
+        earlier = {found.version: found for found in deployments.history(engine, self._settings.name)}
+        earlier.pop(failed.version, None)
+        for deployment in sorted(earlier.values(), key=lambda found: -found.id)[:_FALL_BACKS]:
+            try:
+                self._take(load(engine, self._storage, self._settings, deployment, self._threads))
+            except LedgerUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - it can be broken in any way, too; the one before may do
+                logger.error("version %s, live before, cannot be loaded either: %s", deployment.version, error)
+                continue
+            return
 
     def _fail(self, engine: sa.Engine, deployment: Deployment, error: Exception) -> None:
         self._failures += 1
         pause = min(self._settings.serve.swap_interval * 2**self._failures, _LONGEST_RETRY_SECONDS)
         self._retry_at = time.monotonic() + pause
         known = isinstance(error, PerennialError)
+        if self._live is None:
+            self._fall_back(engine, deployment)
         logger.error(
             "version %s cannot be loaded, %s; next try in %.0f s: %s",
             deployment.version,

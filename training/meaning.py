@@ -20,13 +20,12 @@ from perennial.ledger import EventKind, events
 from perennial.ledger.checks import CheckRow
 from perennial.ledger.events import Event
 
+OK: Final = "ok"
 CONCEPT_DRIFT: Final = "concept_drift"
 #: Less loss of precision than this is a worse model or noisy labels, not another meaning.
 FLOOR: Final = 0.3
 #: So much of the contradicting labels must agree on what the class is called now; labels given at random do not.
 COHERENCE: Final = 2 / 3
-#: The one family of the monitor's tests that needs labels; all others look at what came in.
-_LABEL_FAMILY: Final = "labels"
 _PAGE: Final = 1000
 
 
@@ -96,12 +95,7 @@ def inputs_unchanged(request: Event | None, check: CheckRow | None) -> bool:
     """Does the monitor say that what comes in is as it was? Without a check nothing is known, and the answer is no."""
     if request is not None and request.detail.get("verdict") == CONCEPT_DRIFT:
         return True
-    if check is None:
-        return False
-    if check.verdict == CONCEPT_DRIFT:
-        return True
-    families = check.detail.get("families") or {}
-    return bool(families) and not any(family.get("alarm") for name, family in families.items() if name != _LABEL_FAMILY)
+    return check is not None and check.verdict in (OK, CONCEPT_DRIFT)
 
 
 def changed_before(engine: sa.Engine, name: str, lineage: Sequence[str]) -> dict[str, datetime]:

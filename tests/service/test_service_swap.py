@@ -93,6 +93,17 @@ def test_a_corrupt_bundle_leaves_the_old_model_serving_and_is_recorded_once(worl
         assert wait(lambda: server.predict(picture("red"))["model"]["version"] == third)
 
 
+def test_a_server_that_starts_on_a_broken_model_serves_the_one_before(world: World) -> None:
+    first = world.publish_live()
+    broken = world.publish(("cyan", "magenta", "yellow"))
+    world.corrupt(broken)
+    world.deploy(broken)
+    with serving(world) as server:
+        assert server.predict(picture("red"))["model"]["version"] == first
+        (failed,) = world.events(EventKind.SWAP_FAILED)
+        assert (failed.detail["version"], failed.detail["keeps"]) == (broken, first)
+
+
 def test_a_server_without_a_model_lives_and_becomes_ready_when_one_is_deployed(world: World) -> None:
     with serving(world, ready=False) as server:
         assert server.http.get("/livez").status_code == 200

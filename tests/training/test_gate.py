@@ -196,9 +196,8 @@ def test_a_champion_that_never_knew_a_class_cannot_tell_that_it_changed() -> Non
     assert changed_classes([("3", "8")] * 20, poor, alpha=ALPHA) == ()
 
 
-def check(verdict: str, **alarms: bool) -> CheckRow:
-    detail = {"families": {name: {"alarm": alarm} for name, alarm in alarms.items()}}
-    return CheckRow(1, datetime.now(UTC), "default", "v", {}, verdict, detail, None)
+def check(verdict: str) -> CheckRow:
+    return CheckRow(1, datetime.now(UTC), "default", "v", {}, verdict, {}, None)
 
 
 def asked(verdict: str) -> Event:
@@ -209,10 +208,10 @@ def asked(verdict: str) -> Event:
     ("request_event", "latest", "unchanged"),
     [
         pytest.param(asked("concept_drift"), None, True, id="the request says so"),
-        pytest.param(None, check("concept_drift", labels=True), True, id="the check says so"),
-        pytest.param(None, check("ok", embedding=False, labels=True), True, id="only the labels differ"),
-        pytest.param(None, check("data_drift", embedding=True, labels=True), False, id="the inputs differ"),
-        pytest.param(asked("data_drift"), check("sensor_shift", properties=True), False, id="the camera differs"),
+        pytest.param(None, check("concept_drift"), True, id="the check says so"),
+        pytest.param(None, check("ok"), True, id="nothing differs"),
+        pytest.param(None, check("data_drift"), False, id="the inputs differ"),
+        pytest.param(asked("data_drift"), check("sensor_shift"), False, id="the camera differs"),
         pytest.param(None, check("insufficient_data"), False, id="nothing was tested"),
         pytest.param(None, None, False, id="nobody looked"),
     ],
