@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench constraints clean
+.PHONY: help setup demo test lint bench bench-transfer constraints clean
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 setup: $(STAMP)  ## a virtual environment with everything, at the pinned versions
 
@@ -29,7 +29,9 @@ lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## what the built-in checkpoint is worth; writes benchmarks/results/
+bench: bench-transfer  ## every benchmark; each writes benchmarks/results/
+
+bench-transfer: $(STAMP)  ## what the built-in checkpoint is worth against random weights and pixels
 	$(BIN)/python -m benchmarks.transfer
 
 constraints: $(STAMP)  ## write constraints.txt anew from what is installed now

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -298,7 +299,7 @@ def _require(happened: bool, otherwise: str) -> None:
 
 def timeline_table(timeline: Sequence[Moment]) -> Table:
     """The timeline, one line a moment."""
-    table = Table(title="perennial demo", title_justify="left")
+    table = Table(title="perennial demo", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("time", "traffic", "accuracy", "verdict", "model", "what happened"):
         table.add_column(heading, overflow="fold")
     for moment in timeline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,13 @@ def main() -> None:
         [sys.executable, "-m", "commands.main", "demo", "--json"], check=True, capture_output=True, text=True
     )
     document = json.loads(done.stdout)
-    console = Console(record=True, width=150, file=io.StringIO())
+    console = Console(record=True, width=140, file=io.StringIO(), highlight=False)
     console.print(timeline_table([Moment(**moment) for moment in document["timeline"]]))
     console.print(f"\n{document['requests']:,} requests, {document['failed']} failed, {document['seconds']:.0f} s")
-    console.save_svg(str(Path(__file__).with_name("demo.svg")), title="make demo")
+    svg = console.export_svg(title="make demo")
+    # Rich's template loads its font from elsewhere; the reader's own monospaced one will do.
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    Path(__file__).with_name("demo.svg").write_text(svg, "utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from training import captures as labelled
 from training.datasets import Row
 from training.gate import GateDecision, evaluate, judge
 from training.material import original_data, pinned_rows, trained_on
-from training.meaning import changed_classes, inputs_unchanged
+from training.meaning import changed_before, changed_classes, inputs_unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,9 @@ def _judge(
         if inputs_unchanged(None, check)
         else ()
     )
-    left_out = {change.label for change in changed}
+    # What changed its meaning on the way to the champion is judged by fresh rows alone, as the retrain did.
+    before = changed_before(engine, manifest.name, models.lineage(engine, manifest.name, manifest.version))
+    left_out = {change.label for change in changed} | set(before)
     captured = {capture.digest for capture in captures}
     return judge(
         evaluate(

@@ -251,6 +251,11 @@ def test_two_classes_that_swapped_meaning_are_found_and_learnt_anew(world: World
     assert result.gate.fresh.challenger.value > 0.9
     assert result.left_out is not None
     assert result.left_out["original images of a class whose meaning changed"] == 120
+    # The old meanings are no argument for the old model, either.
+    back = promote(world.engine, world.settings, world.champion.manifest.version, actor="test")
+    assert back.gate is not None
+    assert back.gate.old is not None
+    assert back.gate.old.rows == 18
 
 
 # --- staying as it was -----------------------------------------------------------------------------------
