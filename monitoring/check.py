@@ -16,6 +16,7 @@ from monitoring.attribution import Evidence, attribute
 from monitoring.detectors import Family
 from monitoring.evidence import gather
 from monitoring.policy import RetrainDecision, Situation, decide
+from monitoring.prune import prune_reports
 from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Scores, Window, read_reference, read_window
 from perennial import ledger
@@ -138,6 +139,7 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         report_url=report_url,
         events_to_add=_events(engine, check, model.digest),
     )
+    prune_reports(engine, storage, settings.name, settings.monitor.keep_reports)
     return check
 
 

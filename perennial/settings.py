@@ -121,6 +121,9 @@ class MonitorSettings(Section):
         0.60, description="Least area under the curve of the domain classifier on embeddings that counts."
     )
     accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
+    keep_reports: int = Field(
+        100, ge=1, description="Reports of the newest checks that are kept, about 4 MB each; older ones are deleted."
+    )
     interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")
     port: int = Field(3001, ge=0, le=65535, description="Port of the watcher's own `/metrics`; 0 turns it off.")
 

@@ -67,6 +67,15 @@ class Storage:
         except Exception as error:
             raise StorageUnavailable(f"{self.url} cannot be reached: {error}") from error
 
+    def delete(self, key: str) -> None:
+        """Delete a blob; one that is not there is no error."""
+        try:
+            self._files.rm_file(self._path(key))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise StorageUnavailable(f"{self.url_of(key)} cannot be deleted: {error}") from error
+
     def write_folder(self, key: str, folder: Path, last: str = "") -> str:
         """Copy the files of a folder; the one named `last` is written last, so that its presence means all are."""
         names = sorted((path.name for path in folder.iterdir() if path.is_file()), key=lambda name: name == last)

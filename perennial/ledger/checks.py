@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -13,6 +13,8 @@ from perennial.ledger import events
 from perennial.ledger.connect import reading, writing
 from perennial.ledger.events import EventKind
 from perennial.ledger.schema import checks
+
+_MOST_REPORTS: Final = 500  # in one go; what is left is taken by the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +80,22 @@ def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:
     query = sa.select(checks.c.verdict, sa.func.count()).where(checks.c.name == name).group_by(checks.c.verdict)
     with reading(engine) as connection:
         return {verdict: int(count) for verdict, count in connection.execute(query)}
+
+
+def reports_beyond(engine: sa.Engine, name: str, keep: int) -> dict[int, str]:
+    """The report URLs of a model's checks, by check, without those of the newest `keep` that have one."""
+    query = (
+        sa.select(checks.c.id, checks.c.report_url)
+        .where(checks.c.name == name, checks.c.report_url.is_not(None))
+        .order_by(checks.c.id.desc())
+        .offset(keep)
+        .limit(_MOST_REPORTS)
+    )
+    with reading(engine) as connection:
+        return {row.id: row.report_url for row in connection.execute(query)}
+
+
+def forget_reports(engine: sa.Engine, ids: Sequence[int]) -> None:
+    """Say that the reports of these checks are gone; the checks themselves stay."""
+    with writing(engine) as connection:
+        connection.execute(sa.update(checks).where(checks.c.id.in_(ids)).values(report_url=None))

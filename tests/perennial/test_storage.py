@@ -28,6 +28,13 @@ def test_what_is_written_is_read_back(storage: Storage) -> None:
     assert storage.read("captures/ab/x.jpg") == b"others"
 
 
+def test_what_is_deleted_is_gone_and_deleting_twice_is_harmless(storage: Storage) -> None:
+    storage.write("reports/a.html", b"x")
+    storage.delete("reports/a.html")
+    storage.delete("reports/a.html")
+    assert not storage.exists("reports/a.html")
+
+
 def test_what_is_not_there_is_an_error(storage: Storage) -> None:
     assert not storage.exists("captures/none")
     with pytest.raises(StorageUnavailable, match="captures/none"):
