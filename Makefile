@@ -13,6 +13,8 @@ help:            ## what there is to make
 setup: $(STAMP)  ## a virtual environment with everything, at the pinned versions
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "setting up in $(VENV): a few minutes, most of it downloading torch"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Perennial needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from commands import console
-from commands.demo_traffic import Answer, Traffic, served
+from commands.demo_traffic import Answer, Server, Traffic, served
 from commands.demo_world import Change, Digit, dark_and_soft_lens, digits, swapped, turned_camera, write_folder
 from perennial.errors import PerennialError
 from perennial.settings import Settings
@@ -58,6 +58,7 @@ class Story:
 
     settings: Settings
     engine: sa.Engine
+    server: Server
     traffic: Traffic
     folder: Path
     train: list[Digit]
@@ -161,17 +162,19 @@ def _begin(settings: Settings, stack: ExitStack, *, quiet: bool, keep: bool, beg
     folder = write_folder(settings.home_path / "photos", train)
     engine = open_ledger(settings.ledger_url)
     stack.callback(engine.dispose)
+    if not quiet:
+        console.err.print(f"training on {TRAINING} handwritten digits, then starting a server ...", markup=False)
     bundle = train_on(engine, settings, str(folder)).fitted.bundle
     log = settings.home_path / "server.log"
-    url = stack.enter_context(served(settings.serve.port, log, keep=keep))
-    traffic = Traffic(url)
+    server = stack.enter_context(served(settings.serve.port, log, keep=keep))
+    traffic = Traffic(server.url)
     stack.callback(traffic.close)
-    story = Story(settings, engine, traffic, settings.home_path, train, pools, quiet, begun)
+    story = Story(settings, engine, server, traffic, settings.home_path, train, pools, quiet, begun)
     accuracy = bundle.manifest.metrics["accuracy"]
     story.tell(
         "none yet",
         f"trained on {TRAINING} digits, {bundle.manifest.strategy} on the built-in checkpoint "
-        f"({accuracy.low:.3f} to {accuracy.high:.3f}); served at {url}",
+        f"({accuracy.low:.3f} to {accuracy.high:.3f}); served at {server.url}",
         accuracy=accuracy.value,
     )
     return story
@@ -265,6 +268,8 @@ def _retrain_under_traffic(story: Story, pool: Sequence[Digit], change: Change) 
     """Retrain while requests go on; when promoted, wait until the service has swapped."""
     from training.retrain import retrain
 
+    if not story.quiet:
+        console.err.print("retraining, while requests go on ...", markup=False)
     with story.traffic.running(pool, change, _BACKGROUND_PAUSE) as seen:
         result = retrain(story.engine, story.settings, if_due=True)
         swap = ""
@@ -312,7 +317,7 @@ def _finish(story: Story, *, json: bool, keep: bool) -> None:
     from perennial.ledger import checks
 
     tally = story.traffic.tally
-    url = f"http://127.0.0.1:{story.settings.serve.port}"
+    url = story.server.url
     (newest,) = checks.latest(story.engine, story.settings.name)
     seconds = time.monotonic() - story.begun
     addresses = {
@@ -326,6 +331,8 @@ def _finish(story: Story, *, json: bool, keep: bool) -> None:
             "the audit trail": f"{url}/v1/events",
             "metrics": f"{url}/metrics",
             "API": f"{url}/docs.json",
+            "commands on it": f"PERENNIAL_HOME={story.folder} PERENNIAL_NAME={story.settings.name} perennial status",
+            "to stop it": f"kill {story.server.process.pid}",
         }
     if json:
         console.print_json(

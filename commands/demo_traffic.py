@@ -21,6 +21,7 @@ from perennial.errors import PerennialError
 
 _CLIENTS = 4
 _START_SECONDS = 60.0
+_READY = "/readyz"
 
 
 class ServerDidNotStart(PerennialError):
@@ -121,9 +122,17 @@ class Traffic:
         return Answer(digit, answer["prediction_id"], answer["label"], answer["model"]["version"])
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running `perennial serve`; ending its process ends it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
-def served(port: int, log: Path, *, keep: bool) -> Iterator[str]:
-    """A real `perennial serve` in a process of its own; its output goes to `log`. Yields its URL.
+def served(port: int, log: Path, *, keep: bool) -> Iterator[Server]:
+    """A real `perennial serve` in a process of its own; its output goes to `log`.
 
     With `keep` it is left running when the block is left without an error.
     """
@@ -138,7 +147,7 @@ def served(port: int, log: Path, *, keep: bool) -> Iterator[str]:
     leave = False
     try:
         _wait_until_ready(url, process, log)
-        yield url
+        yield Server(url, process)
         leave = keep
     finally:
         if not leave:
@@ -151,7 +160,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
         if process.poll() is not None:
             break
         try:
-            if httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False).status_code == 200:
+            if httpx.get(f"{url}{_READY}", timeout=2.0, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             # Not listening yet.

@@ -174,11 +174,12 @@ def card(name: str, live: LiveModel) -> dict[str, Any]:
     """What is known of a live model, without the paths of the machine that trained it."""
     manifest = live.bundle.manifest.model_dump(mode="json", exclude={"files", "schema_number"})
     del manifest["dataset"]["location"]
+    trained_at = manifest.pop("created_at")
     return {
         **manifest,
         "name": name,
         "version": live.version,
-        "trained_at": manifest.pop("created_at"),
+        "trained_at": trained_at,
         "deployed_at": live.deployment.at.isoformat(),
         "reason": live.deployment.reason,
         "actor": live.deployment.actor,

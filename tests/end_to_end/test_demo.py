@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+
+from commands.demo_traffic import served
 
 
 @pytest.mark.timeout(600)
@@ -24,3 +27,21 @@ def test_the_demo_shows_the_whole_loop(perennial: Callable[..., Any], home: Path
     assert Path(report).stat().st_size > 10_000
     # The server is gone, as nobody asked to keep it.
     assert "the live model" not in story["addresses"]
+
+
+def test_a_server_that_is_kept_goes_on_after_the_block(
+    home: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    monkeypatch.setenv("PERENNIAL_SERVE__PORT", str(free_port))
+    # Ready needs a model; alive does not.
+    monkeypatch.setattr("commands.demo_traffic._READY", "/livez")
+    with served(free_port, home / "server.log", keep=True) as server:
+        pass
+    try:
+        assert httpx.get(f"{server.url}/livez", trust_env=False).status_code == 200
+    finally:
+        server.process.terminate()
+        server.process.wait(timeout=30)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/livez", trust_env=False)
