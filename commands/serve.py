@@ -12,7 +12,6 @@ import typer
 
 from commands import console
 from perennial.errors import InvalidSettings, NoLiveModel
-from perennial.ledger import deployments, open_ledger
 from perennial.settings import Settings
 
 SERVICE: Final = "service.app:Perennial"
@@ -90,6 +89,8 @@ def _refuse_shadow(folder: Path) -> None:
 
 
 def _announce(settings: Settings, address: str) -> None:
+    from perennial.ledger import deployments, open_ledger
+
     engine = open_ledger(settings.ledger_url)  # migrates it once, before the workers open it
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)  # noqa: S104
     url = f"http://{shown}:{settings.serve.port}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.demo import Moment, timeline_table
+from commands.demo_story import Moment, timeline_table
 
 
 def main() -> None:
