@@ -6,9 +6,11 @@ Weights are `default` (torchvision's own, downloaded by torchvision), `builtin` 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +181,8 @@ def _download(name: str) -> Path:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_SECONDS)  # torchvision sets none: a dead network would hang for ever
     try:
-        published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with contextlib.redirect_stdout(sys.stderr):  # torch says there what it downloads; stdout is for results
+            published.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no route, a proxy's answer, a full disk, a digest that differs: all mean the same
         raise WeightsUnavailable(
             f"torchvision could not download {published.url} ({error}). Fetch that file on a machine that can and give "

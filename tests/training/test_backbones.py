@@ -69,7 +69,7 @@ def test_backbones_without_builtin_weights_name_those_that_have_some() -> None:
 
 
 def test_without_a_network_default_weights_fail_and_say_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for variable in ("https_proxy", "HTTPS_PROXY"):
@@ -81,6 +81,7 @@ def test_without_a_network_default_weights_fail_and_say_what_to_do(
     assert "--weights PATH" in message
     assert "--weights builtin with --backbone mobilenet_v3_small" in message
     assert "--weights none" in message
+    assert capsys.readouterr().out == ""  # results go there, and nothing else
 
 
 def test_default_weights_are_taken_from_torchvisions_cache(
