@@ -126,9 +126,13 @@ def _fresh_home(port: int) -> Settings:
     """Settings of the demo's own, in a folder of its own, for this process and the server's."""
     folder = console.settings_for().home_path / "demo"
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = folder / "perennial.toml"
+    config.write_text("# The demo's own, so that no settings of this folder's apply.\n", "utf-8")
     for variable in [name for name in os.environ if name.startswith("PERENNIAL_")]:
         del os.environ[variable]
     os.environ |= {
+        "PERENNIAL_CONFIG": str(config),
         "PERENNIAL_NAME": "digits",
         "PERENNIAL_HOME": str(folder),
         "PERENNIAL_TRAIN__WEIGHTS": "builtin",
@@ -195,7 +199,9 @@ def _the_camera_is_turned(story: Story) -> None:
     check = story.check()
     story.tell("camera turned", f"named; {check.retrain.why}", accuracy=accuracy, verdict=check.verdict)
     _require(check.verdict == "data_drift", f"the turned camera was called {check.verdict}")
+    _require(accuracy < 0.6, f"the turned camera cost too little accuracy to show anything: {accuracy:.3f}")
     accepted = story.traffic.label(answers, _true_meaning)
+    _require(accepted == len(answers), f"only {accepted} of {len(answers)} labels were accepted")
     check = story.check()
     story.tell("camera turned", f"{accepted} labels came back; {check.retrain.why}", verdict=check.verdict)
     _require(check.retrain.due, f"labels came back and no retrain was called for: {check.retrain.why}")
@@ -207,6 +213,7 @@ def _the_camera_is_turned(story: Story) -> None:
     check = story.check()
     story.tell("camera turned", "the new model knows it", accuracy=accuracy, verdict=check.verdict)
     _require(accuracy > 0.85, f"after the retrain accuracy is only {accuracy:.3f}")
+    _require(check.verdict == "ok", f"traffic that the new model knows was called {check.verdict}")
 
 
 def _two_classes_swap_meaning(story: Story) -> None:
@@ -227,6 +234,8 @@ def _two_classes_swap_meaning(story: Story) -> None:
     story.traffic.label(answers, _swapped_meaning)
     check = story.check()
     story.tell("camera turned", "the new meanings are learned", accuracy=accuracy, verdict=check.verdict)
+    _require(accuracy > 0.85, f"with the new meanings accuracy is only {accuracy:.3f}")
+    _require(check.verdict == "ok", f"traffic with the new meanings was called {check.verdict}")
 
 
 def _a_bad_model_is_refused(story: Story) -> None:
@@ -250,10 +259,12 @@ def _a_rollback(story: Story) -> None:
     from perennial.ledger import deployments
 
     before = story.live()
+    earlier = deployments.history(story.engine, story.settings.name)[-2].version
     deployment = deployments.roll_back(story.engine, story.settings.name, reason="a demo", actor="demo")
     seconds = story.traffic.wait_for_version(deployment.version)
     answers, _ = story.send(0, turned_camera)
-    _require({answer.version for answer in answers} == {deployment.version}, "the rollback did not reach the service")
+    _require(deployment.version == earlier, f"the rollback went to {deployment.version}, not to {earlier}")
+    _require({answer.version for answer in answers} == {earlier}, "the rollback did not reach the service")
     story.tell("camera turned", f"rolled back from {story.short(before)}; live everywhere in {seconds:.1f} s")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -46,6 +47,14 @@ def options(
     console.invocation.config = config
 
 
+_TERMINATED: Final = 143
+#: Which extra brings which package; the serving image has neither of the two.
+_EXTRAS: Final = {
+    "train": ("training", "torch", "torchvision", "sklearn", "scipy", "onnx", "onnxscript", "safetensors", "pyarrow"),
+    "monitor": ("monitoring", "evidently", "pandas", "apscheduler"),
+}
+
+
 def _collect() -> None:
     # Each module registers its own verbs; none of them imports a wing before the verb runs.
     from commands import demo, models, monitor, pretrain, retrain, serve, status, train, watch
@@ -66,8 +75,17 @@ _collect()
 
 def main() -> None:
     """Entry point. Exit codes are those of `perennial.errors`."""
+    # Ended politely, work gives its lease back, removes what is half written and says in the ledger that it failed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     try:
         app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+        if extra is None:
+            raise
+        console.err.print(f"this needs {package}: pip install 'perennial[{extra}]'", markup=False)
+        sys.exit(1)
     except PerennialError as error:
         console.err.print(f"[bold red]{error.title}:[/] ", end="")
         console.err.print(error.detail, markup=False)

@@ -154,6 +154,14 @@ class GateRefused(PerennialError):
     slug = "gate-refused"
 
 
+class Overtaken(PerennialError):
+    """Another model went live while this one was being judged."""
+
+    status = 409
+    title = "Another model went live meanwhile"
+    slug = "overtaken"
+
+
 class NothingToDo(PerennialError):
     """There is no work for this command now."""
 

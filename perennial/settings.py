@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from perennial.errors import InvalidSettings
 
 CONFIG_FILE = "perennial.toml"
 CONFIG_VARIABLE = "PERENNIAL_CONFIG"
+# What Kubernetes puts into every pod beside a Service that is named `perennial`.
+_OF_KUBERNETES = re.compile(r"PERENNIAL_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)$")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -157,7 +160,7 @@ class Settings(BaseSettings):
 
     name: str = Field(
         "default",
-        pattern=r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$",
+        pattern=r"^[a-z0-9]([a-z0-9_-]{0,51}[a-z0-9])?$",
         description="The model's name: lower-case letters, digits, `-` and `_`.",
     )
     home: Path = Field(Path("~/.perennial"), description="Folder for the embedded database, storage and caches.")
@@ -266,6 +269,8 @@ def _refuse_unknown_variables() -> None:
     known = {f"PERENNIAL_{key.replace('.', '__')}".upper() for key in known_keys()}
     known |= {CONFIG_VARIABLE, "PERENNIAL_TEST_DATA"}
     for variable in os.environ:
+        if _OF_KUBERNETES.match(variable):
+            continue
         if variable.upper().startswith("PERENNIAL_") and variable.upper() not in known:
             key = variable[len("PERENNIAL_") :].lower().replace("__", ".")
             raise InvalidSettings(f"environment variable {variable}: {_unknown(key)}")

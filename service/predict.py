@@ -1,7 +1,8 @@
 """Bytes in, recorded predictions out: decode, infer, record, answer.
 
 Decoding and inference run in a pool of threads and release the GIL; the event loop only moves bytes. Each thread has
-its own infer request. A slot is held for every image from before its body is read until it is answered, so memory and
+its own infer request. A slot is held for every request from before its body is read, and for every image of a batch
+once it is read, until it is answered, so memory and
 waiting are bounded; past `max_queue` slots the answer is 503 at once.
 """
 

@@ -107,6 +107,8 @@ class Recorder:
         # An image is in storage before the row that names it is in the ledger.
         try:
             for index, data in zip(indices, images, strict=True):
+                if group.done.cancelled():  # the request was given up: no row will name its images
+                    return
                 row = group.rows[index]
                 group.rows[index] = replace(row, image_url=self._keep_image(row, data))
         finally:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
 from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -30,6 +31,7 @@ from service.predict import Predictor, Slots, top_of
 DEFAULT_EVENTS: Final = 100
 MAX_EVENTS: Final = 1000
 _MAX_REASON: Final = 1000
+_MAX_VERSION: Final = 64
 _MAX_ID: Final = 2**63 - 1
 
 T = TypeVar("T")
@@ -154,7 +156,7 @@ async def list_events(desk: Desk, request: Request) -> dict[str, Any]:
 async def promote(desk: Desk, request: Request) -> dict[str, Any]:
     actor = admin.authorize(request, desk.settings.serve.admin_key)
     reason = _reason(await read_json(request))
-    version = request.path_params["version"]
+    version = plain_text("a version", request.path_params["version"], _MAX_VERSION)
     name = desk.settings.name
     return _deployed(
         await _in_ledger(desk, lambda engine: deployments.deploy(engine, name, version, reason=reason, actor=actor))
@@ -174,6 +176,7 @@ def card(name: str, live: LiveModel) -> dict[str, Any]:
     """What is known of a live model, without the paths of the machine that trained it."""
     manifest = live.bundle.manifest.model_dump(mode="json", exclude={"files", "schema_number"})
     del manifest["dataset"]["location"]
+    manifest["pretrained"]["source"] = PurePath(manifest["pretrained"]["source"]).name
     trained_at = manifest.pop("created_at")
     return {
         **manifest,

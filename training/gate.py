@@ -7,7 +7,7 @@ them and nothing else, so a decision can be repeated from its evidence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -38,12 +38,14 @@ _SUM_TOLERANCE: Final = 1e-3
 class Evidence:
     """All that the gate looks at. `fresh`: labelled captures of the live traffic; `old`: the champion's original
     held-out rows. Neither model was trained on any of them. `changed`: classes whose old rows no longer mean what
-    they did, and are therefore not in `old`. `faults`: what is wrong with the challenger's numbers as such."""
+    they did, and are therefore not in `old`; `changed_before`: the same from earlier retrains. `faults`: what is wrong
+    with the challenger's numbers as such."""
 
     fresh: PairedAnswers
     old: PairedAnswers
     faults: tuple[str, ...] = ()
     changed: tuple[ChangedClass, ...] = ()
+    changed_before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def evaluate(
     fresh: Sequence[Row],
     old: Sequence[Row],
     changed: Sequence[ChangedClass] = (),
+    changed_before: Collection[str] = (),
     limits: ImageLimits = DEFAULT_LIMITS,
     threads: int = 0,
     progress: Progress = silent,
@@ -117,6 +120,7 @@ def evaluate(
         old=PairedAnswers(labels[cut:], answers[0][cut:], answers[1][cut:]),
         faults=faults,
         changed=tuple(changed),
+        changed_before=tuple(sorted(changed_before)),
     )
 
 
@@ -133,7 +137,7 @@ def judge(evidence: Evidence, *, alpha: float, margin: float, share: float = 1.0
     fresh = compare(evidence.fresh) if len(evidence.fresh) else None
     old = compare(evidence.old) if len(evidence.old) else None
     rules = [_sound(evidence), _better_on_fresh(fresh, alpha), _kept_on_old(evidence, old, margin)]
-    if evidence.changed:
+    if evidence.changed or evidence.changed_before:
         rules.append(_informed(evidence.fresh, alpha))
     broken = [rule for rule in rules if not rule.passed]
     outcome: Outcome = "refuse" if broken else "pass"
@@ -179,10 +183,11 @@ def _better_on_fresh(fresh: Comparison | None, alpha: float) -> Rule:
 def _kept_on_old(evidence: Evidence, old: Comparison | None, margin: float) -> Rule:
     name = "kept_on_old"
     left_out = ""
-    if evidence.changed:
-        left_out = f" (without {', '.join(changed.label for changed in evidence.changed)}, whose meaning changed)"
+    gone = sorted({*(changed.label for changed in evidence.changed), *evidence.changed_before})
+    if gone:
+        left_out = f" (without {', '.join(gone)}, whose meaning changed)"
     if old is None:
-        if evidence.changed:
+        if gone:
             return Rule(name, True, f"no old held-out rows are left to judge on{left_out}")
         return Rule(name, False, "there are no original held-out rows to judge on, so nothing shows what was forgotten")
     numbers = (

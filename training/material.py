@@ -40,7 +40,8 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """`images`: what the challenger is made from. `fresh` and `old`: the gate's two slices, held out from it.
+    """`images`: what the challenger is made from. `fresh` and `old`: the gate's two slices, held out from it; `old` is
+    the original held-out rows, and the captures that earlier gates judged on.
     `left_out`: how many rows were not used, by reason."""
 
     images: LabelledImages
@@ -126,6 +127,8 @@ def combine(
     left_out: Counter[str] = Counter()
     fresh_digests = {capture.digest for capture in captures.fresh}
     held_out = {row.digest for row in original.rows if row.split == "test"}
+    # The slice that the champion was judged on stays held out: what it learnt from its captures is guarded by it.
+    judged_before = {digest for digest, row in pinned.items() if row.origin == "capture" and row.split == "test"}
 
     older: list[Capture] = []
     for capture in captures.older:
@@ -156,14 +159,17 @@ def combine(
         validation=validation,
         seed=seed,
         never_judged=trained_on(pinned),
-        never_trained=held_out,
+        never_trained=held_out | judged_before,
     )
-    base = sum(row.weight for row in kept if row.split == "train") + len(older)
+    base = sum(row.weight for row in kept if row.split == "train")
+    base += sum(capture.digest not in judged_before for capture in older)
     training = sum(side == "train" for side in sides.values())
     weight = min(MOST_WEIGHT, max(1.0, base / training)) if training else 1.0
     own_reference = len(captures.fresh) >= REFERENCE_ROWS
     rows = [replace(row, reference=row.reference and not own_reference) for row in kept]
-    rows += [_row(capture, "train", 1.0, reference=False) for capture in older]
+    rows += [
+        _row(capture, "test" if capture.digest in judged_before else "train", 1.0, reference=False) for capture in older
+    ]
     rows += [_row(capture, sides[capture.digest], weight, reference=True) for capture in captures.fresh]
 
     tests = [row for row in sorted(rows, key=lambda row: row.digest) if row.split == "test"]
@@ -179,8 +185,8 @@ def combine(
     usable = sorted((row for row in rows if row.label in classes), key=lambda row: row.digest)
     return Material(
         images=replace(original, classes=tuple(sorted(classes)), rows=tuple(usable)),
-        fresh=tuple(row for row in tests if row.origin == "capture"),
-        old=tuple(row for row in tests if row.origin == "original"),
+        fresh=tuple(row for row in tests if row.digest in fresh_digests),
+        old=tuple(row for row in tests if row.digest not in fresh_digests),
         left_out=dict(left_out),
     )
 

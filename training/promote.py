@@ -117,7 +117,9 @@ def promote(
     if not passed:
         return PromoteResult("refused", name, version, live.version, decision.why, False, decision)
     why = reason or "promoted by hand"
-    deployments.deploy(engine, name, version, reason=why, actor=actor, detail={"forced": False}, caused_by=event)
+    deployments.deploy(
+        engine, name, version, reason=why, actor=actor, detail={"forced": False}, caused_by=event, replaces=live.version
+    )
     return PromoteResult("promoted", name, version, live.version, decision.why, False, decision)
 
 
@@ -131,7 +133,9 @@ def _judge(
 ) -> GateDecision:
     manifest = champion.manifest
     limits = ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels)
-    seen = trained_on(pinned_rows(champion)) | trained_on(pinned_rows(challenger))
+    pinned = pinned_rows(champion)
+    seen = trained_on(pinned) | trained_on(pinned_rows(challenger))
+    held_out = {digest for digest, row in pinned.items() if row.split == "test"}
     found = labelled.find(
         engine,
         manifest.name,
@@ -162,9 +166,13 @@ def _judge(
             old=[
                 row
                 for row in original_data(champion, settings, limits, progress).of("test")
-                if row.digest not in seen and row.digest not in captured and row.label not in left_out
+                if row.digest in held_out
+                and row.digest not in seen
+                and row.digest not in captured
+                and row.label not in left_out
             ],
             changed=changed,
+            changed_before=before,
             limits=limits,
             threads=settings.train.threads,
             progress=progress,

@@ -175,7 +175,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
 def _challenge(run: _Run, captures: Captures, started: int, began: float) -> RetrainResult:
     settings, manifest = run.settings, run.champion.manifest
     changed = _changed(run, captures)
-    lineage = models.lineage(run.engine, manifest.name, manifest.version)
+    before = changed_before(run.engine, manifest.name, models.lineage(run.engine, manifest.name, manifest.version))
     material = combine(
         original_data(run.champion, settings, run.limits, run.progress),
         captures,
@@ -184,7 +184,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         holdout=settings.retrain.fresh_holdout,
         validation=settings.train.validation,
         changed=changed,
-        changed_before=changed_before(run.engine, manifest.name, lineage),
+        changed_before=before,
     )
     fitted = fit(
         FitRequest(
@@ -215,6 +215,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             fresh=[row for row in material.fresh if row.location not in unusable],
             old=[row for row in material.old if row.location not in unusable],
             changed=changed,
+            changed_before=before,
             limits=run.limits,
             threads=settings.train.threads,
             progress=run.progress,
@@ -266,7 +267,9 @@ def _settle(
     event = events.add(run.engine, name, kind, detail, caused_by=started)
     if not passed:
         return "waiting" if decision.outcome == "wait" and not overtaken else "refused", why
-    deployments.deploy(run.engine, name, version, reason=run.why, actor=ACTOR, detail={"gate": why}, caused_by=event)
+    deployments.deploy(
+        run.engine, name, version, reason=run.why, actor=ACTOR, detail={"gate": why}, caused_by=event, replaces=live
+    )
     return "promoted", why
 
 

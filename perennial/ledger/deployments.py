@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from perennial.errors import NoLiveModel, NothingToDo
+from perennial.errors import NoLiveModel, NothingToDo, Overtaken
 from perennial.ledger import events, models
 from perennial.ledger.connect import reading, writing
 from perennial.ledger.events import EventKind
@@ -37,16 +37,27 @@ def deploy(
     detail: Mapping[str, Any] | None = None,
     caused_by: int | None = None,
     kind: EventKind = EventKind.DEPLOYED,
+    replaces: str | None = None,
 ) -> Deployment:
     """Make a version live. Event and deployment are one transaction.
 
+    Args:
+        replaces: the version that must still be live: what the new one was judged against.
+
     Raises:
+        Overtaken: another version went live meanwhile.
         UnknownModel: there is no such version of that name.
     """
     models.get(engine, name, version)
     at = datetime.now(UTC)
     with writing(engine) as connection:
+        events.take_turn(connection, name)
         before = _last(connection, name)
+        if replaces is not None and (before is None or before.version != replaces):
+            raise Overtaken(
+                f"{before.version if before else 'nothing'} is live now, but {version} was judged against {replaces}; "
+                "nothing was changed: judge it again"
+            )
         event_id = events.append(
             connection,
             name,
@@ -85,7 +96,7 @@ def roll_back(engine: sa.Engine, name: str, *, reason: str, actor: str) -> Deplo
             path.append(deployment.version)
     if len(path) < 2:
         raise NothingToDo(f"{name} has no earlier version to go back to")
-    return deploy(engine, name, path[-2], reason=reason, actor=actor, kind=EventKind.ROLLED_BACK)
+    return deploy(engine, name, path[-2], reason=reason, actor=actor, kind=EventKind.ROLLED_BACK, replaces=path[-1])
 
 
 def live(engine: sa.Engine, name: str) -> Deployment:

@@ -55,6 +55,7 @@ def append(
     caused_by: int | None = None,
 ) -> int:
     """The same inside a transaction of the caller's."""
+    take_turn(connection, name)
     result = connection.execute(
         sa.insert(events).values(
             at=datetime.now(UTC), name=name, kind=str(kind), detail=dict(detail), caused_by=caused_by
@@ -63,6 +64,16 @@ def append(
     key = result.inserted_primary_key
     assert key is not None
     return int(key[0])
+
+
+def take_turn(connection: sa.Connection, name: str) -> None:
+    """Wait until no other transaction is adding to this model's trail.
+
+    PostgreSQL gives ids before the commit: without turns, a reader that follows the ids could pass one by that is
+    committed later. SQLite has one writer at a time anyhow.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(f"perennial:{name}"))))
 
 
 def after(

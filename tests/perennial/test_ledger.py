@@ -18,6 +18,7 @@ from perennial.errors import (
     LedgerUnavailable,
     NoLiveModel,
     NothingToDo,
+    Overtaken,
     UnknownModel,
 )
 from perennial.ledger import (
@@ -32,6 +33,7 @@ from perennial.ledger import (
     predictions,
     schema,
 )
+from perennial.ledger.connect import writing
 from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
@@ -172,6 +174,34 @@ def test_rolling_back_goes_back_step_by_step(engine: sa.Engine, made_bundle: Cal
         deployments.roll_back(engine, "shapes", reason="worse", actor="test")
     kinds = [event.kind for event in events.after(engine, "shapes")]
     assert kinds == [EventKind.DEPLOYED] * 3 + [EventKind.ROLLED_BACK] * 2
+
+
+def test_a_model_judged_against_one_that_is_no_longer_live_is_not_deployed(
+    engine: sa.Engine, made_bundle: Callable[[str], Bundle]
+) -> None:
+    versions = [f"20260101-000000-0000{number}" for number in range(3)]
+    for version in versions:
+        models.register(engine, made_bundle(version), "file:///x")
+    for version in versions[:2]:
+        deployments.deploy(engine, "shapes", version, reason="new", actor="test")
+    with pytest.raises(Overtaken, match="judged against"):
+        deployments.deploy(engine, "shapes", versions[2], reason="late", actor="test", replaces=versions[0])
+    assert deployments.live(engine, "shapes").version == versions[1]
+    deployments.deploy(engine, "shapes", versions[2], reason="in time", actor="test", replaces=versions[1])
+    assert deployments.live(engine, "shapes").version == versions[2]
+
+
+def test_a_reader_that_follows_the_ids_misses_no_event(engine: sa.Engine) -> None:
+    first = writing(engine)
+    connection = first.__enter__()
+    events.append(connection, "shapes", EventKind.CHECK_CHANGED, {"number": 1})
+    second = threading.Thread(target=events.add, args=(engine, "shapes", EventKind.CHECK_CHANGED, {"number": 2}))
+    second.start()
+    second.join(0.3)
+    assert events.after(engine, "shapes") == []  # the second waits for its turn
+    first.__exit__(None, None, None)
+    second.join()
+    assert [event.detail["number"] for event in events.after(engine, "shapes")] == [1, 2]
 
 
 def test_events_are_read_from_where_one_stopped(engine: sa.Engine) -> None:

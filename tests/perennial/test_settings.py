@@ -57,6 +57,12 @@ def test_an_unknown_variable_is_an_error_too(monkeypatch: pytest.MonkeyPatch) ->
         load_settings()
 
 
+def test_what_kubernetes_puts_beside_a_service_of_our_name_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_3000_TCP", "PORT_3000_TCP_ADDR"):
+        monkeypatch.setenv(f"PERENNIAL_{name}", "10.0.0.1")
+    assert load_settings().serve.port == 3000
+
+
 @pytest.mark.parametrize(
     "text", ["[serve]\nport = 0\n", '[serve]\nport = "x"\n', "[monitor]\nalpha = 2\n", 'name = "Not A Name"\n']
 )

@@ -329,3 +329,19 @@ def test_a_class_with_nothing_left_to_learn_from_is_no_longer_an_answer_but_stil
     assert {row.label for row in material.images.rows} == {"b", "c"}
     with pytest.raises(InvalidDataset, match="a classifier needs two"):
         together(images, fresh_only(*fresh), changed=[changed, replace(changed, label="c")])
+
+
+def test_captures_that_an_earlier_gate_judged_on_stay_held_out_and_guard_what_was_learnt() -> None:
+    images = original()
+    older = tuple(capture(number, CLASSES[number % 2]) for number in range(30))
+    fresh = tuple(capture(number, CLASSES[number % 2]) for number in range(100, 130))
+    judged = {one.digest for one in older[:9]}
+    pinned = {row.digest: Pinned(row.label, row.split, "original") for row in images.rows} | {
+        one.digest: Pinned(one.label, "test" if one.digest in judged else "train", "capture") for one in older
+    }
+    material = together(images, Captures(fresh, older, ()), pinned=pinned)
+    splits = {row.digest: row.split for row in material.images.rows}
+    assert {splits[digest] for digest in judged} == {"test"}
+    assert {splits[one.digest] for one in older[9:]} == {"train"}
+    assert judged <= {row.digest for row in material.old}
+    assert {row.digest for row in material.fresh} <= {one.digest for one in fresh}

@@ -44,6 +44,14 @@ def decide(fresh: PairedAnswers, old: PairedAnswers, **evidence: object) -> Gate
     return judge(Evidence(fresh, old, **evidence), alpha=ALPHA, margin=MARGIN, share=0.3)  # type: ignore[arg-type]
 
 
+def test_without_old_rows_only_classes_that_changed_earlier_let_a_better_model_pass() -> None:
+    assert decide(BETTER, NOTHING).outcome == "refuse"
+    decision = decide(BETTER, NOTHING, changed_before=("a", "b"))
+    assert decision.outcome == "pass"
+    assert "without a, b, whose meaning changed" in decision.why
+    assert "informed" in {rule.name for rule in decision.rules}
+
+
 @pytest.mark.parametrize(
     ("fresh", "old", "outcome", "broken"),
     [
