@@ -24,6 +24,7 @@ from perennial import ledger
 from perennial.bundle import fetch_bundle
 from perennial.errors import LedgerUnavailable, StorageUnavailable
 from perennial.ledger import EventKind
+from perennial.ledger.events import Event
 from perennial.ledger.ids import new_id
 from perennial.settings import Settings
 from perennial.storage import Storage
@@ -214,10 +215,13 @@ def _events(engine: sa.Engine, check: Check, digest: str) -> list[tuple[EventKin
     found: list[tuple[EventKind, Mapping[str, Any]]] = []
     if before != check.verdict:
         found.append((EventKind.CHECK_CHANGED, {"from": before, "to": str(check.verdict), **numbers}))
-    if check.verdict not in CALM and not _drifting(engine, check):
+    opened = _open_drift(engine, check.name)
+    if check.verdict not in CALM and (opened is None or opened.detail.get("model_version") != check.model_version):
         found.append((EventKind.DRIFT_OPENED, numbers))
-    if check.verdict is Verdict.OK and _drifting(engine, check):
-        found.append((EventKind.DRIFT_CLOSED, numbers))
+    if check.verdict is Verdict.OK and opened is not None:
+        # Perhaps another version's: a retrained model that knows today's traffic ends the drift of the one before.
+        closes = {"opened": opened.id, "opened_on": opened.detail.get("model_version")}
+        found.append((EventKind.DRIFT_CLOSED, {**numbers, **closes}))
     if check.retrain.due and not _requested(engine, check.name):
         found.append(
             (
@@ -228,13 +232,10 @@ def _events(engine: sa.Engine, check: Check, digest: str) -> list[tuple[EventKin
     return found
 
 
-def _drifting(engine: sa.Engine, check: Check) -> bool:
-    last = ledger.events.last(engine, check.name, (EventKind.DRIFT_OPENED, EventKind.DRIFT_CLOSED))
-    return (
-        last is not None
-        and last.kind is EventKind.DRIFT_OPENED
-        and last.detail.get("model_version") == check.model_version
-    )
+def _open_drift(engine: sa.Engine, name: str) -> Event | None:
+    """The drift that nothing has closed yet."""
+    last = ledger.events.last(engine, name, (EventKind.DRIFT_OPENED, EventKind.DRIFT_CLOSED))
+    return last if last is not None and last.kind is EventKind.DRIFT_OPENED else None
 
 
 def _requested(engine: sa.Engine, name: str) -> bool:

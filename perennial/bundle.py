@@ -209,6 +209,11 @@ def fetch_bundle(url: str, digest: str, storage: Storage, cache: Path) -> Bundle
     if local is not None:
         return open_bundle(local, digest)
     final = cache / "bundles" / digest
+    if final.is_dir():
+        try:
+            return open_bundle(final, digest)
+        except InvalidBundle:
+            shutil.rmtree(final)  # a copy that was damaged; what is in storage decides
     if not final.is_dir():
         final.parent.mkdir(parents=True, exist_ok=True)
         staging = final.with_name(f".{digest}.{secrets.token_hex(4)}")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from commands.demo_traffic import served
+from perennial.ledger import EventKind, events, open_ledger
 
 
 @pytest.mark.timeout(600)
@@ -25,6 +26,12 @@ def test_the_demo_shows_the_whole_loop(perennial: Callable[..., Any], home: Path
         assert word in happened
     report = story["addresses"]["report of the last check"].removeprefix("file://")
     assert Path(report).stat().st_size > 10_000
+    engine = open_ledger(f"sqlite:///{home / 'demo' / 'ledger.sqlite'}")
+    trail = events.after(engine, "digits")
+    engine.dispose()
+    closed = [event for event in trail if event.kind is EventKind.DRIFT_CLOSED]
+    # The retrained models know the traffic that was drift to the ones before.
+    assert [event.detail["opened_on"] != event.detail["model_version"] for event in closed] == [True, True]
     # The server is gone, as nobody asked to keep it.
     assert "the live model" not in story["addresses"]
 

@@ -110,6 +110,14 @@ def test_a_bundle_that_changed_in_storage_is_not_fetched(bundle: Bundle, s3_stor
     assert not list((tmp_path / "cache" / "bundles").iterdir())
 
 
+def test_a_copy_that_was_damaged_is_fetched_anew(bundle: Bundle, s3_storage: Storage, tmp_path: Path) -> None:
+    url = upload_bundle(bundle, s3_storage)
+    copy = fetch_bundle(url, bundle.digest, s3_storage, tmp_path / "cache")
+    copy.graph.write_bytes(b"")
+    again = fetch_bundle(url, bundle.digest, s3_storage, tmp_path / "cache")
+    assert again.graph.read_bytes() == bundle.graph.read_bytes()
+
+
 def test_a_bundle_that_is_not_there_is_said_to_be_missing(tmp_path: Path, s3_storage: Storage) -> None:
     with pytest.raises(StorageUnavailable):
         fetch_bundle(s3_storage.url_of("bundles/a/1"), "0" * 64, s3_storage, tmp_path / "cache")
