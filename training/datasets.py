@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -169,13 +170,17 @@ def _inspect(entry: Entry, limits: ImageLimits) -> Entry | Skipped:
     if printable(entry.location) != entry.location:
         return Skipped(printable(entry.location), "the file's name is not valid UTF-8; rename it")
     try:
-        if "://" not in entry.location and (size := os.path.getsize(entry.location)) > limits.max_bytes:
-            return Skipped(entry.location, f"{size:,} bytes; at most {limits.max_bytes:,} are read")
+        if "://" not in entry.location:
+            found = os.stat(entry.location)
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without end
+                return Skipped(entry.location, "not a regular file")
+            if found.st_size > limits.max_bytes:
+                return Skipped(entry.location, f"{found.st_size:,} bytes; at most {limits.max_bytes:,} are read")
         data = _read_location(entry.location)
         read_header(data, limits)
     except InvalidImage as error:
         return Skipped(entry.location, str(error))
-    except (InvalidDataset, OSError) as error:
+    except (InvalidDataset, OSError, ValueError) as error:
         return Skipped(entry.location, f"cannot be read: {error}")
     return replace(entry, digest=sha256(data))
 

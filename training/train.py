@@ -36,6 +36,7 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
         StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
     """
     chosen = settings.train
+    storage = Storage(settings.blobs_url)  # first: better to hear now than after the work that it cannot be used
     limits = ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels)
     images = datasets.load(
         data, validation=chosen.validation, test=chosen.test, seed=chosen.seed, limits=limits, progress=progress
@@ -56,7 +57,7 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
         limits=limits,
         progress=progress,
     )
-    publish(fitted.bundle, engine, Storage(settings.blobs_url))
+    publish(fitted.bundle, engine, storage)
     version = fitted.bundle.manifest.version
     try:
         deployments.live(engine, settings.name)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,6 +299,12 @@ def test_several_processes_may_migrate_at_once(ledger_url: str) -> None:
 def test_a_database_that_is_away_is_said_to_be_away(free_port: int) -> None:
     with pytest.raises(LedgerUnavailable, match="does not answer"):
         open_ledger(f"postgresql://nobody@127.0.0.1:{free_port}/none")
+
+
+def test_a_folder_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LedgerUnavailable, match="cannot be made"):
+        open_ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.sqlite'}")
 
 
 def test_what_is_not_a_database_url_is_a_settings_error() -> None:

@@ -42,13 +42,38 @@ def test_without_a_key_this_machine_may(client: str) -> None:
         call(x_forwarded_for="127.0.0.1"),
         call(forwarded="for=127.0.0.1"),
         call(x_real_ip="127.0.0.1"),
+        call(x_forwarded_for=""),
         call(host="rebound.example.org"),
     ],
-    ids=["other machine", "other machine by IPv6", "no address", "proxy", "proxy 2", "proxy 3", "DNS rebinding"],
+    ids=[
+        "other machine",
+        "other machine by IPv6",
+        "no address",
+        "proxy",
+        "proxy 2",
+        "proxy 3",
+        "proxy that hides",
+        "DNS rebinding",
+    ],
 )
 def test_without_a_key_nobody_else_may(request_: Request) -> None:
     with pytest.raises(Forbidden, match="admin_key"):
         admin.authorize(request_, "")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "a{b}.evil.example", 'a"b.evil.example', "localhost@evil.example", "evil.example@localhost",
+     "localhost/@evil.example", "[::1", "[x]", "localhost:abc", "localhost:99999999", "127.0.0.1.evil.example"],
+)  # fmt: skip
+def test_a_host_that_is_not_plainly_this_machine_is_refused(host: str) -> None:
+    with pytest.raises(Forbidden):
+        admin.authorize(call(host=host, scheme="http"), "")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:3000", "127.0.0.1", "[::1]:3000"])
+def test_this_machine_goes_by_these_names(host: str) -> None:
+    assert admin.authorize(call(host=host), "") == "http 127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,30 @@ def test_corrupt_files_among_good_ones_are_listed_and_the_rest_is_used(
     assert all(skip.reason for skip in images.skipped)
 
 
+def test_what_is_not_a_regular_file_is_neither_waited_for_nor_read(
+    tmp_path: Path, write_shapes: Callable[..., Path]
+) -> None:
+    write_shapes(tmp_path, count=6)
+    os.mkfifo(tmp_path / "disc" / "pipe.jpg")
+    os.symlink("/dev/zero", tmp_path / "square" / "device.png")
+    images = read(tmp_path)
+    assert len(images.rows) == 18
+    assert {Path(skip.location).name: skip.reason for skip in images.skipped} == {
+        "pipe.jpg": "not a regular file",
+        "device.png": "not a regular file",
+    }
+
+
+def test_a_name_that_no_file_can_have_is_skipped(tmp_path: Path, write_shapes: Callable[..., Path]) -> None:
+    write_shapes(tmp_path, count=6)
+    lines = ["image,label", *(f"{path},{path.parent.name}" for path in sorted(tmp_path.glob("*/*.png")))]
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("\n".join([*lines, "a\0b.png,disc"]) + "\n", "utf-8")
+    images = read(manifest)
+    assert len(images.rows) == len(lines) - 1
+    assert len(images.skipped) == 1
+
+
 def test_files_over_the_limits_are_skipped(tmp_path: Path, write_shapes: Callable[..., Path]) -> None:
     write_shapes(tmp_path, count=4)
     Image.new("L", (4000, 4000)).save(tmp_path / "disc" / "large.png")
