@@ -57,7 +57,7 @@ _EXTRAS: Final = {
 
 def _collect() -> None:
     # Each module registers its own verbs; none of them imports a wing before the verb runs.
-    from commands import demo, models, monitor, pretrain, retrain, serve, status, train, watch
+    from commands import demo, keys, models, monitor, pretrain, prune, retrain, serve, status, train, watch
 
     app.command("train")(train.train)
     app.command("serve")(serve.serve)
@@ -65,7 +65,9 @@ def _collect() -> None:
     app.command("watch")(watch.watch)
     app.command("retrain")(retrain.retrain)
     app.add_typer(models.app, name="models")
+    app.add_typer(keys.app, name="keys")
     app.command("status")(status.status)
+    app.command("prune")(prune.prune)
     app.command("pretrain")(pretrain.pretrain)
     app.command("demo")(demo.demo)
 

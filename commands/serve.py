@@ -12,7 +12,7 @@ import typer
 
 from commands import console
 from perennial.errors import InvalidSettings, NoLiveModel
-from perennial.settings import Settings
+from perennial.settings import ServeSettings, Settings
 
 SERVICE: Final = "service.app:Perennial"
 
@@ -37,6 +37,7 @@ def serve(
     address = _address(settings)
     _refuse_shadow(Path.cwd())
     _refuse_taken(address, settings.serve.port)
+    _refuse_unwritable(settings.serve.access_log)
     _announce(settings, address)
     os.environ.update(
         # The workers load the settings themselves; this is what the options changed.
@@ -47,17 +48,19 @@ def serve(
     )
     if console.invocation.config is not None:
         os.environ["PERENNIAL_CONFIG"] = str(console.invocation.config.absolute())
-    _run(address, settings.serve.port)
+    _run(address, settings.serve)
 
 
-def _run(address: str, port: int) -> None:
+def _run(address: str, serve: ServeSettings) -> None:
     from bentoml._internal.configuration.containers import BentoMLContainer
     from bentoml_cli.cli import cli
 
     # BentoML empties its metrics folder when a server starts, another server's too; so each server has its own.
-    folder = Path(BentoMLContainer.prometheus_multiproc_dir.get()) / f"{address}-{port}".replace(":", "_")
+    folder = Path(BentoMLContainer.prometheus_multiproc_dir.get()) / f"{address}-{serve.port}".replace(":", "_")
     BentoMLContainer.prometheus_multiproc_dir.set(str(folder))
-    cli.main(["serve", SERVICE, "--host", address, "--port", str(port)], prog_name="bentoml", standalone_mode=False)
+    arguments = ["serve", SERVICE, "--host", address, "--port", str(serve.port)]
+    arguments += ["--timeout-graceful-shutdown", str(serve.drain_requests)]
+    cli.main(arguments, prog_name="bentoml", standalone_mode=False)
 
 
 def _address(settings: Settings) -> str:
@@ -77,6 +80,15 @@ def _refuse_taken(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise InvalidSettings(f"cannot listen on {address} port {port}: {error.strerror}; try --port") from error
+
+
+def _refuse_unwritable(access_log: str) -> None:
+    if access_log in ("", "-"):
+        return
+    try:
+        os.close(os.open(access_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640))
+    except OSError as error:
+        raise InvalidSettings(f"serve.access_log {access_log!r} cannot be written: {error.strerror}") from error
 
 
 def _refuse_shadow(folder: Path) -> None:

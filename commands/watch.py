@@ -1,4 +1,4 @@
-"""`perennial watch`: checks and retrains on a schedule, each in a child process.
+"""`perennial watch`: checks, retrains and prunes on a schedule, each in a child process.
 
 The watcher itself stays small: no wing is imported but the ledger's metrics. Whatever a child does, dies of or
 leaks, the watcher goes on; so it does while the database is away.
@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 _RETRAIN_DUE: Final = 10
 #: How `perennial retrain` ends when it did its work: promoted, waiting or nothing to do, refused by the gate.
 _RETRAIN_ENDS: Final = {0: "promoted", 4: "nothing to do now", 11: "refused by the gate"}
+#: How `perennial prune` ends when it did its work: something went, nothing was to go.
+_PRUNE_ENDS: Final = (0, 4)
+#: The first pruning waits for this share of its interval, so that what is started again and again still prunes.
+_FIRST_PRUNE: Final = 1 / 60
 _STOP_SECONDS: Final = 10.0
 
 
@@ -38,8 +43,9 @@ def watch(
 ) -> None:
     """Check the live model again and again, and retrain it when a check calls for it. Stop with Ctrl-C or SIGTERM.
 
-    Its own metrics are at `http://127.0.0.1:PORT/metrics` (the setting `monitor.port`). With `--once` the exit code
-    is 1 if the check or the retrain failed.
+    Every `retention.interval` seconds it does what `perennial prune` does. Its own metrics are at
+    `http://127.0.0.1:PORT/metrics` (the setting `monitor.port`). With `--once` the exit code is 1 if the check or the
+    retrain failed.
     """
     settings = console.settings_for(name, monitor={"interval": interval})
     watcher = Watcher(settings)
@@ -50,23 +56,23 @@ def watch(
 
 
 class Watcher:
-    """Holds the schedule and the child that runs now, so that both can be stopped."""
+    """Holds the schedule and the children that run now, so that all can be stopped."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stopping = threading.Event()
-        self._child: subprocess.Popen[str] | None = None
+        self._children: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
     def stop_on(self, *signals: signal.Signals) -> None:
-        """Stop on these signals, and with it the child."""
+        """Stop on these signals, and with it the children."""
         for number in signals:
             signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
         # On a thread of its own: a signal handler must not wait for a lock that the code it interrupted may hold.
         self._stopping.set()
-        threading.Thread(target=self._stop_child, name="stop", daemon=False).start()
+        threading.Thread(target=self._stop_children, name="stop", daemon=False).start()
 
     def run(self) -> None:
         """Check at once, then on every interval, until stopped."""
@@ -75,16 +81,20 @@ class Watcher:
 
         served = self._serve_metrics()
         scheduler = BackgroundScheduler(timezone=UTC)
-        scheduler.add_job(
-            self.tick,
-            IntervalTrigger(seconds=self._settings.monitor.interval, timezone=UTC),
-            next_run_time=datetime.now(UTC),
-            max_instances=1,
-            coalesce=True,
-            misfire_grace_time=None,
-        )
+        checks, prunes = self._settings.monitor.interval, self._settings.retention.interval
+        for job, seconds, first in ((self.tick, checks, 0.0), (self.prune, prunes, prunes * _FIRST_PRUNE)):
+            if seconds == 0:
+                continue
+            scheduler.add_job(
+                job,
+                IntervalTrigger(seconds=seconds, timezone=UTC),
+                next_run_time=datetime.now(UTC) + timedelta(seconds=first),
+                max_instances=1,
+                coalesce=True,
+                misfire_grace_time=None,
+            )
         scheduler.start()
-        _log(f"watching {self._settings.name!r} every {self._settings.monitor.interval:g} s")
+        _log(f"watching {self._settings.name!r} every {checks:g} s")
         self._stopping.wait()
         scheduler.shutdown(wait=True)
         if served is not None:
@@ -94,7 +104,7 @@ class Watcher:
 
     def tick(self) -> bool:
         """One check, and a retrain if it calls for one. True if nothing failed."""
-        code, output = self._perennial("monitor", "--json", "--exit-code")
+        code, output = self._perennial("monitor", "--json", "--exit-code", "--name", self._settings.name)
         if code not in (0, _RETRAIN_DUE):
             if not self._stopping.is_set():
                 _log(f"the check failed with exit code {code}; the next one is tried as planned")
@@ -104,39 +114,55 @@ class Watcher:
         if code != _RETRAIN_DUE:
             return True
         _log("a retrain is called for")
-        code, _ = self._perennial("retrain", "--if-due", "--json")
+        code, _ = self._perennial("retrain", "--if-due", "--json", "--name", self._settings.name)
         if self._stopping.is_set():
             return False
         _log(f"retrain: {_RETRAIN_ENDS.get(code, f'failed with exit code {code}')}")
         return code in _RETRAIN_ENDS
 
+    def prune(self) -> bool:
+        """Remove what is not kept any longer. True if it did not fail."""
+        code, output = self._perennial("prune", "--json")
+        if code not in _PRUNE_ENDS:
+            if not self._stopping.is_set():
+                _log(f"pruning failed with exit code {code}; the next one is tried as planned")
+            return False
+        if code == 0:
+            found = _document(output)
+            images = sum(found["images"][why]["count"] for why in ("aged", "over_size", "unnamed"))
+            _log(f"pruned: {found['rows']['count']} predictions, {images} images")
+        return True
+
     def _perennial(self, *arguments: str) -> tuple[int, str]:
         """Run a verb in a child process; its exit code and what it printed. Its log goes where ours goes."""
         config = ["--config", str(console.invocation.config)] if console.invocation.config is not None else []
-        command = [sys.executable, "-m", "commands.main", *config, *arguments, "--name", self._settings.name]
+        command = [sys.executable, "-m", "commands.main", *config, *arguments]
         with self._lock:
             if self._stopping.is_set():
                 return -signal.SIGTERM, ""
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
             )
+            self._children.add(child)
         try:
-            output, _ = self._child.communicate()
-            return self._child.returncode, output
+            output, _ = child.communicate()
+            return child.returncode, output
         finally:
-            self._child = None
+            with self._lock:
+                self._children.discard(child)
 
-    def _stop_child(self) -> None:
+    def _stop_children(self) -> None:
         with self._lock:
-            child = self._child
-        if child is None:
-            return
-        # The child leads a session of its own, so its own children get the signal too.
+            children = list(self._children)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if child.poll() is None:
+            running = [child for child in children if child.poll() is None]
+            for child in running:
+                # It leads a session of its own, so its own children get the signal too.
                 _signal_group(child.pid, number)
+            deadline = time.monotonic() + _STOP_SECONDS
+            for child in running:
                 try:
-                    child.wait(_STOP_SECONDS)
+                    child.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     _log(f"process {child.pid} does not stop")
 
@@ -186,7 +212,7 @@ def _document(output: str) -> dict[str, Any]:
     try:
         found = json.loads(output)
     except json.JSONDecodeError:
-        _log("the check printed no JSON")
+        _log("the child printed no JSON")
         return {}
     return found if isinstance(found, dict) else {}
 

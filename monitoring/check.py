@@ -19,9 +19,9 @@ from monitoring.evidence import gather
 from monitoring.policy import RetrainDecision, Situation, decide
 from monitoring.prune import prune_reports
 from monitoring.verdict import CALM, Cause, Verdict
-from monitoring.window import Scores, Window, read_reference, read_window
+from monitoring.window import Reference, Scores, Window, read_reference, read_window
 from perennial import ledger
-from perennial.bundle import fetch_bundle
+from perennial.bundle import Manifest, fetch_bundle
 from perennial.errors import LedgerUnavailable, StorageUnavailable
 from perennial.ledger import EventKind
 from perennial.ledger.events import Event
@@ -61,6 +61,7 @@ class Check:
     rows: int
     start: datetime | None
     end: datetime | None
+    precision: str
     families: dict[str, Family]
     accuracy: Accuracies
     retrain: RetrainDecision
@@ -72,6 +73,7 @@ class Check:
             "rows": self.rows,
             "start": self.start.isoformat() if self.start else None,
             "end": self.end.isoformat() if self.end else None,
+            "precision": self.precision,
         }
 
     def document(self) -> dict[str, Any]:
@@ -98,6 +100,18 @@ class Check:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the comparison of a window with its reference came to."""
+
+    verdict: Verdict
+    causes: tuple[Cause, ...]
+    families: dict[str, Family]
+    accuracy: Accuracies
+    retrain: RetrainDecision
+    html: str | None = None
+
+
 def run_check(engine: sa.Engine, settings: Settings) -> Check:
     """Check the live version of `settings.name`: write the report, the check row and the events it gives rise to.
 
@@ -110,26 +124,28 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     version = ledger.deployments.live(engine, settings.name).version
     model = ledger.models.get(engine, settings.name, version)
     storage = Storage(settings.blobs_url)
-    reference = read_reference(fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path))
+    bundle = fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path)
     window = read_window(engine, version, settings.monitor.window)
-    gathered = gather(reference, window, settings.monitor, name=settings.name, model_version=version)
-    verdict, causes = attribute(gathered.evidence)
-    unseen = reference.unseen
-    accuracy = _accuracies(unseen, window, settings)
+    reference = read_reference(bundle, window.precision)
+    if reference is None:
+        found = _incomparable(bundle.manifest, window)
+    else:
+        found = _compared(engine, settings, version, reference, window)
     report_url = None
-    if gathered.html is not None:
-        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", gathered.html.encode())
+    if found.html is not None:
+        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", found.html.encode())
     check = Check(
         name=settings.name,
         model_version=version,
-        verdict=verdict,
-        causes=causes,
+        verdict=found.verdict,
+        causes=found.causes,
         rows=window.rows,
         start=window.start,
         end=window.end,
-        families=_families(gathered.evidence),
-        accuracy=accuracy,
-        retrain=_decision(engine, settings, version, verdict, accuracy, unseen, window),
+        precision=window.precision,
+        families=found.families,
+        accuracy=found.accuracy,
+        retrain=found.retrain,
         report_url=report_url,
         seconds=0.0,
     )
@@ -139,7 +155,7 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         name=check.name,
         model_version=version,
         window=check.window(),
-        verdict=str(verdict),
+        verdict=str(check.verdict),
         detail=check.document(),
         report_url=report_url,
         events_to_add=_events(engine, check, model.digest),
@@ -150,6 +166,29 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         # The check is written; a report too many is no reason to say that it failed.
         logger.warning("old reports are left where they are: %s", error)
     return check
+
+
+def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Reference, window: Window) -> _Finding:
+    gathered = gather(reference, window, settings.monitor, name=settings.name, model_version=version)
+    verdict, causes = attribute(gathered.evidence)
+    unseen = reference.unseen
+    accuracy = _accuracies(unseen, window, settings)
+    retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
+    return _Finding(verdict, causes, _families(gathered.evidence), accuracy, retrain, gathered.html)
+
+
+def _incomparable(manifest: Manifest, window: Window) -> _Finding:
+    why = (
+        f"the latest predictions were made in {window.precision}, and version {manifest.version} has reference rows "
+        f"for {', '.join(manifest.precisions)} only; serve it in one of these (serve.precision), or train it anew"
+    )
+    return _Finding(
+        Verdict.INSUFFICIENT_DATA,
+        (Cause(Verdict.INSUFFICIENT_DATA, why),),
+        {},
+        Accuracies(labels=None, labelled=len(window.scores.correct), estimated=None, reference=None),
+        RetrainDecision(False, why),
+    )
 
 
 def _accuracies(unseen: Scores, window: Window, settings: Settings) -> Accuracies:

@@ -56,7 +56,7 @@ def gather(
         least_labels=settings.min_labels,
         at=window.end or datetime.now(UTC),
         name=f"{name} {model_version}",
-        metadata={"model_version": model_version, "rows": str(window.rows)},
+        metadata={"model_version": model_version, "rows": str(window.rows), "precision": window.precision},
     )
     unseen = reference.unseen
     # Half the floor: "the class mix explains it" must not be said of a shift that only just misses the floor.

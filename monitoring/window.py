@@ -83,14 +83,16 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The latest predictions. `scores` holds each image once: a picture sent again tells nothing new, and tests that
-    take rows for independent would alarm on it. `rows` counts what was received."""
+    """The latest predictions, all in one `precision`: another arithmetic moves the outputs, and is no drift. `scores`
+    holds each image once: a picture sent again tells nothing new, and tests that take rows for independent would alarm
+    on it. `rows` counts what was received."""
 
     rows: int
     start: datetime | None
     end: datetime | None
     scores: Scores
     collection: Collection
+    precision: str = FLOAT32
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +110,17 @@ class Reference:
         return self.scores.take(self.held_out)
 
 
-def read_window(engine: sa.Engine, model_version: str, limit: int, *, precision: str = FLOAT32) -> Window:
-    """The latest `limit` predictions of a version in one precision, each with its last label."""
+def read_window(engine: sa.Engine, model_version: str, limit: int) -> Window:
+    """The latest `limit` predictions of a version in the precision of the newest one, each with its last label."""
+    newest = predictions.latest(engine, model_version, 1)
+    if not newest:
+        return window_of([])
+    precision = newest[0].prediction.precision
     return window_of(predictions.latest(engine, model_version, limit, precision=precision))
 
 
 def window_of(rows: Sequence[LabelledPrediction]) -> Window:
-    """A window from ledger rows, oldest first."""
+    """A window from ledger rows of one precision, oldest first."""
     distinct: dict[str, LabelledPrediction] = {}
     for row in rows:
         # The last time it came counts, unless only an earlier time was labelled.
@@ -146,16 +152,19 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
             _shares([row.source or "" for row in received]),
             max(_shares([row.image_digest for row in received]).values(), default=0.0),
         ),
+        precision=received[-1].precision if received else FLOAT32,
     )
 
 
-def read_reference(bundle: Bundle) -> Reference:
-    """The reference rows of a verified bundle.
+def read_reference(bundle: Bundle, precision: str = FLOAT32) -> Reference | None:
+    """The reference rows of a verified bundle that were scored in this precision; None where it has none of another
+    precision than float32.
 
     Raises:
-        InvalidBundle: it has none, or columns are missing or of another shape than the manifest says.
+        InvalidBundle: it has none at all, or columns are missing or of another shape than the manifest says.
     """
-    return reference_of(bundle.reference, bundle.manifest.classes, bundle.manifest.properties)
+    path = bundle.reference if precision == FLOAT32 else bundle.reference_in(precision)
+    return None if path is None else reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
 
 
 def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ...]) -> Reference:

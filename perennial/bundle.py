@@ -2,8 +2,10 @@
 
 manifest.json        what it is, how it was made, every other file's size and sha256
 graph.onnx           pixels -> probabilities, embedding, properties
+graph-int8.xml .bin  the same quantised, where int8 is certified
 weights.safetensors  the trained weights
-reference.parquet    held-out rows scored by that graph: what healthy looks like
+reference.parquet    held-out rows scored by that graph in float32: what healthy looks like
+reference-P.parquet  the same rows in each other certified precision P
 report.html          the same for people
 """
 
@@ -21,12 +23,15 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perennial.errors import InvalidBundle
+from perennial.graph import FLOAT32, INT8
 from perennial.images import InputRule
 from perennial.storage import Storage, sha256_of_file
 
 SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
 GRAPH: Final = "graph.onnx"
+GRAPH_INT8: Final = "graph-int8.xml"
+GRAPH_INT8_WEIGHTS: Final = "graph-int8.bin"
 WEIGHTS: Final = "weights.safetensors"
 REFERENCE: Final = "reference.parquet"
 DATASET: Final = "dataset.parquet"
@@ -49,6 +54,26 @@ class ClassMetrics(_Part):
     precision: Estimate
     recall: Estimate
     support: int
+
+
+class Certificate(_Part):
+    """How the model answers in one precision on the reference and test rows, against float32.
+
+    `agreement` is the share of labels that are float32's; `accuracy` is on the held-out test rows, and `accuracy_loss`
+    what it lacks of float32's. It is `certified` if both are within the budget, `least_agreement` and
+    `most_accuracy_loss`; else `why` says what is not. `images_per_second` is of the machine that trained, undisturbed:
+    one thread, one image at a time.
+    """
+
+    certified: bool
+    why: str
+    rows: int
+    agreement: Estimate
+    accuracy: Estimate
+    accuracy_loss: float
+    least_agreement: float
+    most_accuracy_loss: float
+    images_per_second: float
 
 
 class Pretrained(_Part):
@@ -76,6 +101,9 @@ class FileDigest(_Part):
 
 
 class Manifest(_Part):
+    """`precisions` are the certified ones, which the service may run: float32 always. `certificates` tells of each
+    precision that was tried."""
+
     schema_number: int = SCHEMA
     name: str
     version: str
@@ -92,6 +120,7 @@ class Manifest(_Part):
     temperature: float
     properties: tuple[str, ...]
     precisions: tuple[str, ...]
+    certificates: dict[str, Certificate] = {}
     seed: int
     parent: str | None = None
     packages: dict[str, str]
@@ -110,6 +139,15 @@ class Bundle:
     def graph(self) -> Path:
         return self.path / GRAPH
 
+    def graph_in(self, precision: str) -> Path:
+        """The file that computes in this precision, which must be one of the manifest's."""
+        return self.path / GRAPH_INT8 if precision == INT8 else self.graph
+
+    def reference_in(self, precision: str) -> Path | None:
+        """The reference rows that were scored in this precision; None if the bundle has none."""
+        name = reference_name(precision)
+        return self.path / name if name in self.manifest.files else None
+
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
@@ -121,6 +159,11 @@ class Bundle:
     @property
     def report(self) -> Path:
         return self.path / REPORT
+
+
+def reference_name(precision: str) -> str:
+    """The name of the reference rows in a precision."""
+    return REFERENCE if precision == FLOAT32 else f"reference-{precision}.parquet"
 
 
 def new_version(now: datetime | None = None) -> str:

@@ -199,6 +199,24 @@ class LedgerUnavailable(PerennialError):
     retry_after_seconds = 2
 
 
+class JournalFull(PerennialError):
+    """The local disk has no room left to record predictions on."""
+
+    status = 503
+    title = "Predictions cannot be recorded"
+    slug = "journal-full"
+    retry_after_seconds = 30
+
+
+class PredictionPending(PerennialError):
+    """The prediction is not in the ledger yet, but may be on its way there."""
+
+    status = 503
+    title = "The prediction may still be on its way to the ledger"
+    slug = "prediction-pending"
+    retry_after_seconds = 2
+
+
 class LeaseHeld(PerennialError):
     """Another process holds the lease on this work."""
 
@@ -234,6 +252,30 @@ class TooSlow(PerennialError):
     status = 504
     title = "Too slow"
     slug = "timeout"
+
+
+class MalformedRequest(PerennialError):
+    """What came is not HTTP, or broke off."""
+
+    status = 400
+    title = "Not a request that can be read"
+    slug = "malformed-request"
+
+
+class UrlTooLong(PerennialError):
+    """More bytes of path and query than the limit."""
+
+    status = 414
+    title = "The URL is too long"
+    slug = "url-too-long"
+
+
+class HeadersTooLarge(PerennialError):
+    """More header lines, or more bytes of them, than the limit."""
+
+    status = 431
+    title = "The header is too large"
+    slug = "headers-too-large"
 
 
 class UnknownPath(PerennialError):

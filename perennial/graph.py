@@ -1,32 +1,38 @@
 """Runs a bundle's graph. Training scores its reference with it, the gate judges with it, the service serves with it.
 
-OpenVINO on the processor: one graph, uint8 pixels in, the three outputs out. Thread-safe: each thread that calls
-has its own infer request.
+One graph, uint8 pixels in, the three outputs out, on one of two runtimes: OpenVINO on the processor, ONNX Runtime on
+the processor or on a GPU. Thread-safe: each thread that calls infers on its own.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perennial.errors import InvalidBundle
+from perennial.errors import InvalidSettings
 from perennial.images import Pixels
 
 FLOAT32: Final = "float32"
+BFLOAT16: Final = "bfloat16"
+INT8: Final = "int8"
+OPENVINO: Final = "openvino"
+ONNXRUNTIME: Final = "onnxruntime"
+#: What a graph runs on, as `Graph.device` says.
+CPU: Final = "cpu"
+CUDA: Final = "cuda"
 INPUT: Final = "pixels"
 OUTPUTS: Final = ("probabilities", "embedding", "properties")
 #: The order of the columns of the output `properties`; all but contrast's and sharpness' scales are in 0..1.
 PROPERTIES: Final = ("brightness", "contrast", "sharpness", "saturation", "red", "green", "blue")
 
 Floats = NDArray[np.float32]
-
-_first_call = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,65 +44,116 @@ class GraphOutput:
     properties: Floats
 
 
+class Runtime(Protocol):
+    """A graph that one runtime has compiled. `device` is `cpu` or `cuda`; `side` is the height and width of the images
+    it takes; `classes` is K."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def side(self) -> tuple[int, int]: ...
+    @property
+    def classes(self) -> int: ...
+
+    def run(self, pixels: Pixels) -> GraphOutput: ...
+
+
 class Graph:
     """A compiled graph.
 
     Args:
-        model: the path of `graph.onnx`, or its bytes.
+        model: the path of `graph.onnx` (or of a quantised `.xml`), or its bytes.
         threads: how many threads will call `run` at once; each infers on one core. 0 means every core.
+        precision: what to compute in. `float32` and `bfloat16` take the same file; an `int8` graph is a file of its
+            own, in which the precision of each operation is fixed.
+        runtime: `openvino` or `onnxruntime`. ONNX Runtime computes in float32 only, on the GPU where it sees one.
 
     Raises:
         InvalidBundle: the file is not such a graph.
+        InvalidSettings: this machine lacks the runtime, or does not compute natively in that precision.
     """
 
-    def __init__(self, model: Path | bytes, *, threads: int = 0) -> None:
-        import openvino
-
+    def __init__(
+        self, model: Path | bytes, *, threads: int = 0, precision: str = FLOAT32, runtime: str = OPENVINO
+    ) -> None:
+        able = available_precisions(runtime)
+        if precision not in able:
+            raise InvalidSettings(
+                f"{runtime} does not compute natively in {precision} on this machine (it does in: {', '.join(able)}); "
+                "set serve.precision to auto"
+            )
+        self.precision: Final = precision
+        self.runtime: Final = runtime
         threads = threads or os.cpu_count() or 1
-        core = openvino.Core()
-        try:
-            network = core.read_model(model)
-            self._compiled = core.compile_model(
-                network,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": "f32",  # OpenVINO's own choice would differ between processors
-                    "NUM_STREAMS": threads,
-                    "INFERENCE_NUM_THREADS": threads,
-                },
-            )
-            self._outputs = [self._compiled.output(name) for name in OUTPUTS]
-            _, self.height, self.width, _ = (
-                dimension.get_length() if dimension.is_static else -1
-                for dimension in self._compiled.input(INPUT).partial_shape
-            )
-            self.classes = int(self._outputs[0].partial_shape[1].get_length())
-        except (RuntimeError, ValueError) as error:
-            raise InvalidBundle(f"the graph cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
-        self._thread = threading.local()
-        # OpenVINO's Python binding fills a table at the first inference of a process (in Type.to_dtype), and hangs for
-        # good if two threads make that one at once. So the first is made here, by one thread.
-        with _first_call:
-            openvino.Type.u8.to_dtype()
+        self._compiled: Runtime
+        if runtime == OPENVINO:
+            from perennial.openvino_graph import OpenVinoGraph
+
+            self._compiled = OpenVinoGraph(model, threads=threads, precision=precision)
+        else:
+            from perennial.onnxruntime_graph import OnnxRuntimeGraph
+
+            self._compiled = OnnxRuntimeGraph(model, cuda=gpus() > 0)
+        self.device: Final = self._compiled.device
+        self.height, self.width = self._compiled.side
+        self.classes: Final = self._compiled.classes
 
     def run(self, pixels: Pixels) -> GraphOutput:
-        """Infer.
+        """Infer. The arrays returned are the caller's own.
 
         Args:
             pixels: uint8 [N, H, W, 3], RGB, resized and cropped by the bundle's rule.
-        """
-        request: Any = getattr(self._thread, "request", None)
-        if request is None:
-            request = self._thread.request = self._compiled.create_infer_request()
-        result = request.infer({INPUT: np.ascontiguousarray(pixels)}, share_inputs=True)
-        probabilities, embedding, properties = (np.array(result[output]) for output in self._outputs)
-        return GraphOutput(probabilities, embedding, properties)
 
-    def run_in_batches(self, pixels: Pixels, batch: int = 32) -> GraphOutput:
-        """`run` over many images, `batch` at a time, to bound memory."""
-        parts = [self.run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
-        return GraphOutput(
-            np.concatenate([part.probabilities for part in parts]),
-            np.concatenate([part.embedding for part in parts]),
-            np.concatenate([part.properties for part in parts]),
+        Raises:
+            ValueError: pixels of another shape or type.
+        """
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.height, self.width, 3):
+            raise ValueError(
+                f"the graph takes uint8 [N, {self.height}, {self.width}, 3], not {pixels.dtype} {list(pixels.shape)}"
+            )
+        return self._compiled.run(pixels)
+
+
+def available_precisions(runtime: str) -> tuple[str, ...]:
+    """The precisions that this machine computes in natively, on `openvino` or `onnxruntime`.
+
+    Raises:
+        InvalidSettings: the runtime is not installed, or there is none of that name.
+    """
+    if runtime == OPENVINO:
+        from perennial.openvino_graph import native_precisions
+
+        return native_precisions()
+    if runtime != ONNXRUNTIME:
+        raise InvalidSettings(f"there is no runtime {runtime!r}; choose {OPENVINO} or {ONNXRUNTIME}")
+    if not _onnxruntime_installed():
+        raise InvalidSettings(
+            "ONNX Runtime is not installed: pip install 'perennial[onnxruntime]' (or 'perennial[gpu]' for CUDA), "
+            f"or set serve.runtime to {OPENVINO}"
         )
+    return (FLOAT32,)
+
+
+def fastest_runtime() -> str:
+    """ONNX Runtime where it is installed with CUDA and there is a GPU, else OpenVINO."""
+    if gpus() == 0 or not _onnxruntime_installed():
+        return OPENVINO
+    from perennial.onnxruntime_graph import has_cuda
+
+    return ONNXRUNTIME if has_cuda() else OPENVINO
+
+
+def gpus() -> int:
+    """NVIDIA GPUs that this process may use, as the driver counts them."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # no driver, no GPU
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _onnxruntime_installed() -> bool:
+    return importlib.util.find_spec("onnxruntime") is not None

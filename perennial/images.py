@@ -7,9 +7,10 @@ their size (scaled inverse DCT) when the network needs no more.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,17 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What a small file could keep a processor busy with for minutes: Pillow reads each of these in Python, and libjpeg goes
+# over all pixels again for each scan. Cameras and encoders stay far below.
+_MAX_SEGMENTS: Final = 500  # JPEG; a colour profile has at most 255
+_MAX_SCANS: Final = 40  # JPEG
+_MAX_CHUNKS: Final = 20_000  # PNG
+_MAX_TAGS: Final = 2_000  # TIFF
+_MAX_BLOCKS: Final = 10_000  # GIF, before the first frame; Pillow keeps each block of a comment as an object
+# Any marker but a stuffed byte, a fill byte or a restart.
+_JPEG_MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+_ONE_SCAN: Final = (0xC0, 0xC1)  # sequential: unless its components come one by one, there is a single scan
+_TILE_PIXELS: Final = 2**20
 # Types people do send, named so that the error can say what it got.
 _FOREIGN_SIGNATURES: Final = (
     (4, b"ftypheic", "HEIC"),
@@ -144,8 +156,11 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if len(data) > limits.max_bytes:
         raise TooManyBytes(f"{len(data):,} bytes; at most {limits.max_bytes:,} are accepted")
     try:
+        _refuse_costly(data, limits)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
+    except InvalidImage:
+        raise
     except UnidentifiedImageError:
         foreign = next((name for at, sign, name in _FOREIGN_SIGNATURES if data.startswith(sign, at)), None)
         if foreign:
@@ -153,13 +168,90 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise InvalidImage(f"these {len(data):,} bytes are not an image; send {', '.join(FORMATS)}") from None
     except Exception as error:  # a broken header raises anything from struct.error to OverflowError
         raise InvalidImage(f"the image header cannot be read ({error}); send the whole file") from error
+    _refuse_large(width, height, limits)
+    if width < 1 or height < 1:
+        raise InvalidImage(f"the header says {width} x {height} pixels")
+    return image
+
+
+def _refuse_large(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise TooManyPixels(
             f"{width} x {height} is {width * height:,} pixels; at most {limits.max_pixels:,} are accepted"
         )
-    if width < 1 or height < 1:
-        raise InvalidImage(f"the header says {width} x {height} pixels")
-    return image
+
+
+def _refuse_costly(data: bytes, limits: ImageLimits) -> None:
+    """Look at the bytes themselves for what would already cost too much to open."""
+    if data.startswith(b"\xff\xd8"):
+        _refuse_many_scans(data)
+    elif data.startswith(b"\x89PNG"):
+        _refuse_many_chunks(data)
+    elif data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
+        # Pillow allocates the canvas when it opens the file.
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        _refuse_large(width, height, limits)
+    elif data.startswith(b"GIF8"):
+        _refuse_many_blocks(data)
+    elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        _refuse_many_tags(data)
+
+
+def _refuse_many_scans(data: bytes) -> None:
+    position, segments, scans, single = 2, 0, 0, False
+    while scans <= _MAX_SCANS:
+        found = _JPEG_MARKER.search(data, position)
+        if found is None or found[1] == b"\xd9":
+            return
+        # Fill bytes count too: Pillow reads them one by one. After the first scan what lies between is picture.
+        segments += 1 + ((found.start() - position) // 16 if scans == 0 else 0)
+        if segments > _MAX_SEGMENTS:
+            raise InvalidImage(f"more than {_MAX_SEGMENTS:,} JPEG segments; save the image anew")
+        marker, at = found[1][0], found.end()
+        if marker in (0x01, 0xD8):
+            position = at
+            continue
+        if marker in _ONE_SCAN and at + 7 < len(data):
+            single, components = True, data[at + 7]
+        if marker == 0xDA:
+            if single and at + 2 < len(data) and data[at + 2] == components:
+                return
+            scans += 1
+        position = at + int.from_bytes(data[at : at + 2], "big")
+    raise InvalidImage(f"more than {_MAX_SCANS} JPEG scans; save the image anew")
+
+
+def _refuse_many_chunks(data: bytes) -> None:
+    position = 8
+    for _ in range(_MAX_CHUNKS):
+        if position >= len(data):
+            return
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    raise InvalidImage(f"more than {_MAX_CHUNKS:,} PNG chunks; save the image anew")
+
+
+def _refuse_many_blocks(data: bytes) -> None:
+    palette = 3 * 2 ** ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0
+    position, inside = 13 + palette, False
+    for _ in range(_MAX_BLOCKS):
+        if position >= len(data) or (not inside and data[position] in b",;"):
+            return
+        if inside:
+            inside = data[position] != 0
+            position += 1 + data[position]
+        else:
+            inside = data[position] == 0x21  # an extension: its label, then its blocks up to an empty one
+            position += 2 if inside else 1
+    raise InvalidImage(f"more than {_MAX_BLOCKS:,} GIF blocks before the first frame; save the image anew")
+
+
+def _refuse_many_tags(data: bytes) -> None:
+    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    # In BigTIFF (43 instead of 42) offsets and counts have eight bytes.
+    at, width, count_width = (8, 8, 8) if b"+" in data[2:4] else (4, 4, 2)
+    first = int.from_bytes(data[at : at + width], order)
+    if int.from_bytes(data[first : first + count_width], order) > _MAX_TAGS:
+        raise InvalidImage(f"more than {_MAX_TAGS:,} TIFF tags; save the image anew")
 
 
 def _header(image: Image.Image) -> ImageHeader:
@@ -180,15 +272,31 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
+    if not (image.mode.startswith("I") or _is_transparent(image)):
+        return image.convert("RGB")
+    # Tile by tile: each of the steps below makes a copy, which of a large image would be a gigabyte.
+    whole = Image.new("RGB", image.size)
+    columns = min(image.width, _TILE_PIXELS)
+    rows = max(1, _TILE_PIXELS // columns)
+    for top in range(0, image.height, rows):
+        for left in range(0, image.width, columns):
+            tile = image.crop((left, top, min(left + columns, image.width), min(top + rows, image.height)))
+            whole.paste(_tile_to_rgb(tile), (left, top))
+    return whole
+
+
+def _tile_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255 instead of scaling.
         grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65_535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+    image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
 def _fit(image: Image.Image, rule: InputRule) -> Image.Image:

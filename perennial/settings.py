@@ -12,8 +12,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from perennial.errors import InvalidSettings
 
@@ -54,6 +60,40 @@ class TrainSettings(Section):
     test: Fraction = Field(0.15, description="Share of the images kept for the reported metrics.")
     seed: int = Field(0, ge=0, description="Makes splits and training repeatable.")
     threads: int = Field(0, ge=0, description="Processor threads for training; 0 takes every core.")
+    int8: bool = Field(
+        False,
+        description="Quantise the graph to 8-bit integers as well, and certify it (extra `int8`: NNCF).",
+    )
+
+
+Scope = Literal["predict", "feedback", "admin"]
+ReadPath = Literal[
+    "/",
+    "/docs.json",
+    "/schema.json",
+    "/livez",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/v1/model",
+    "/v1/status",
+    "/v1/events",
+]
+Origin = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://[^/\s,\"*?#@]+$")]
+
+
+class ApiKey(Section):
+    """A key as the settings hold it: not the key, but its sha256. The key is 256 random bits, which nobody can guess
+    from its digest, so it needs none of the slow hashing that a password does."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="What the logs and the audit trail call its holder."
+    )
+    scopes: list[Scope] = Field(
+        min_length=1, description="What it allows: `predict`, `feedback`; `admin` allows everything."
+    )
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="The digest of the key, in lower-case hexadecimal.")
+    expires: AwareDatetime | None = Field(None, description="When it ends, with a time zone; never unless given.")
 
 
 class ServeSettings(Section):
@@ -68,6 +108,16 @@ class ServeSettings(Section):
         le=256,
         description="Threads a worker decodes and infers in; 0 shares the cores between workers.",
     )
+    runtime: Literal["auto", "openvino", "onnxruntime"] = Field(
+        "auto",
+        description="What runs the graph. `auto` is ONNX Runtime where it is installed with CUDA (extra `gpu`) and "
+        "sees a GPU, else OpenVINO.",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="What the graph computes in: one that the model is certified for. `auto` is the fastest of those "
+        "that this processor has; ONNX Runtime has float32 only.",
+    )
     max_bytes: int = Field(
         32 * 2**20, ge=1, description="Largest image accepted, in bytes; a larger one is answered with 413."
     )
@@ -75,6 +125,15 @@ class ServeSettings(Section):
         50_000_000,
         ge=1,
         description="Largest image accepted, in pixels, read from the header before decoding.",
+    )
+    batching: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether images of several requests are inferred together; `auto` does it on a GPU, where alone "
+        "it pays.",
+    )
+    batch_images: int = Field(32, ge=1, le=1024, description="Most images inferred together.")
+    batch_window: float = Field(
+        0.002, ge=0, le=1, description="Seconds an idle GPU waits for more images before it begins."
     )
     max_batch: int = Field(64, ge=1, le=1024, description="Most images in one `/v1/predict/batch` request.")
     max_queue: int = Field(
@@ -86,12 +145,62 @@ class ServeSettings(Section):
     swap_interval: float = Field(
         1.0, gt=0, description="Seconds between looks at the ledger for a newly deployed model."
     )
-    capture: Fraction = Field(1.0, description="Share of the images kept in storage, for labelling and retraining.")
-    admin_key: str = Field(
-        "",
-        description="Key that promote and rollback ask for (`Authorization: Bearer KEY`); "
-        "empty: these calls answer loopback only.",
+    capture: Literal["all", "uncertain"] | Fraction = Field(
+        "all",
+        description="Which images are kept in storage, for labelling and retraining: `all`, a share of them "
+        "(0..1; 0 keeps none), or the `uncertain` ones.",
     )
+    uncertain_below: Fraction = Field(0.8, description="Confidence below which `capture = uncertain` keeps an image.")
+    capture_backlog_bytes: int = Field(
+        2**30, ge=0, description="Most bytes of images that wait on local disk while the storage is away."
+    )
+    min_free_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="Room left on the disk of `home`: with less, predictions are answered with 503 because they "
+        "cannot be recorded. Captures end at twice this.",
+    )
+    drain_timeout: float = Field(
+        20.0,
+        ge=1,
+        le=28,  # BentoML kills a worker that has not ended after 30 seconds
+        description="Seconds in which a server that is told to stop ends: two thirds for the requests it accepted, the "
+        "rest to bring what they recorded into the ledger. What remains waits on local disk for the next start.",
+    )
+    keys: list[ApiKey] = Field(
+        [],
+        description="API keys, each a table `[[serve.keys]]`; `perennial keys create` prints one. A key for `predict`, "
+        "`feedback` or `admin` makes one necessary for that scope; without one for `admin`, promote and rollback "
+        "answer loopback only.",
+    )
+    keys_exempt: list[ReadPath] = Field(
+        ["/livez", "/healthz", "/readyz", "/metrics"],
+        description="Paths that never need a key, of those that only read.",
+    )
+    cors_origins: list[Origin] = Field(
+        [], description="Origins whose pages may call the service, such as `https://shop.example`; none unless listed."
+    )
+    max_header_bytes: int = Field(
+        32 * 2**10, ge=1024, le=2**20, description="Most bytes of a request's header lines; past it the answer is 431."
+    )
+    max_headers: int = Field(100, ge=10, le=1000, description="Most header lines of a request; past it 431.")
+    max_url: int = Field(
+        8 * 2**10, ge=256, le=2**16, description="Most bytes of a request's path and query; past it the answer is 414."
+    )
+    access_log: str = Field(
+        "",
+        description="Where a line of JSON goes for every request: a file, `-` for standard output; empty is nowhere.",
+    )
+
+    @property
+    def drain_requests(self) -> int:
+        """Whole seconds of `drain_timeout` for the requests that were accepted."""
+        return max(1, int(self.drain_timeout * 2 / 3))
+
+    @property
+    def drain_delivery(self) -> float:
+        """Seconds of `drain_timeout` for what they recorded."""
+        return max(0.0, self.drain_timeout - self.drain_requests)
 
 
 class MonitorSettings(Section):
@@ -151,6 +260,35 @@ class RetrainSettings(Section):
     lease: float = Field(3600.0, gt=0, description="Seconds until a dead retrain's lease is free again.")
 
 
+class RetentionSettings(Section):
+    """What is kept and for how long, as `perennial prune` and `perennial watch` hold to it; 0 sets no bound.
+    Labels, events, checks and models are never removed."""
+
+    images_days: float = Field(30.0, ge=0, description="Days a captured image is kept after it was last predicted on.")
+    images_bytes: int = Field(
+        10_000_000_000,
+        ge=0,
+        description="Most bytes of captured images; past it the longest unused go, unlabelled ones first.",
+    )
+    labelled_days: float = Field(
+        365.0,
+        ge=0,
+        description="Days a prediction that has a label is kept, and its image; "
+        "never fewer than `rows_days` and `images_days` say.",
+    )
+    rows_days: float = Field(365.0, ge=0, description="Days a prediction is kept in the ledger.")
+    rows_max: int = Field(
+        10_000_000,
+        ge=0,
+        description="Most predictions in the ledger, about 1 kB each; past it the oldest unlabelled ones go.",
+    )
+    interval: float = Field(
+        3600.0,
+        ge=0,
+        description="Seconds between the prunings of `perennial watch`; 0 leaves them to `perennial prune`.",
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Build it with `load_settings`."""
 
@@ -170,6 +308,7 @@ class Settings(BaseSettings):
     serve: ServeSettings = ServeSettings()
     monitor: MonitorSettings = MonitorSettings()
     retrain: RetrainSettings = RetrainSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @property
     def home_path(self) -> Path:
@@ -184,6 +323,11 @@ class Settings(BaseSettings):
     def blobs_url(self) -> str:
         """The storage's URL, defaults filled in."""
         return self.storage_url or f"file://{self.home_path / 'storage'}"
+
+    @property
+    def journal_path(self) -> Path:
+        """Predictions and images that wait for the database and the storage. Must outlive the process."""
+        return self.home_path / "journal" / self.name
 
     @property
     def cache_path(self) -> Path:
@@ -223,7 +367,13 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         raise InvalidSettings(f"there is no settings file {path}; name one with --config or ${CONFIG_VARIABLE}")
     _refuse_unknown_variables()
     try:
-        return Settings(**_merged(values, EnvSettingsSource(Settings)(), overrides))
+        from_environment = EnvSettingsSource(Settings)()
+    except SettingsError as error:
+        section = str(error).partition('field "')[2].partition('"')[0]
+        lists = ", ".join(f"PERENNIAL_{key.replace('.', '__')}".upper() for key in _lists() if key.startswith(section))
+        raise InvalidSettings(f"{section}: a variable of it is not JSON that can be read; {lists} are lists") from error
+    try:
+        return Settings(**_merged(values, from_environment, overrides))
     except ValidationError as error:
         raise InvalidSettings("; ".join(_explain(problem) for problem in error.errors())) from error
 
@@ -240,6 +390,16 @@ def known_keys() -> list[str]:
     return keys
 
 
+def _lists() -> list[str]:
+    return [
+        f"{section}.{name}"
+        for section, outer in Settings.model_fields.items()
+        if isinstance(outer.default, BaseModel)
+        for name, value in outer.default
+        if isinstance(value, list)
+    ]
+
+
 def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for layer in layers:
@@ -254,12 +414,14 @@ def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
+        if key.startswith("serve.keys"):  # somebody may have put the key itself there: it must not reach a log
+            return f"{key}: {problem['msg']}; see docs/security.md"
         return f"{key}: {problem['msg']} (got {problem['input']!r})"
     return _unknown(key)
 
 
 def _unknown(key: str) -> str:
-    known = [*known_keys(), "train", "serve", "monitor", "retrain"]
+    known = [*known_keys(), "train", "serve", "monitor", "retrain", "retention"]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"unknown setting {key!r}; did you mean {near[0]!r}? All settings are in docs/settings.md"
 

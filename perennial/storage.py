@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +18,21 @@ from perennial.errors import StorageUnavailable
 _EXTENSIONS: Final = {
     "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "MPO": "jpg",
 }  # fmt: skip
+
+
+#: What the filesystems of fsspec call the moment a blob was written.
+_MODIFIED: Final = ("LastModified", "last_modified", "mtime", "updated", "created")
+#: The names of temporary files, as `_write_local` gives them.
+_LEFTOVER: Final = ".?*.????????"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob in a listing: its size in bytes and when it was written."""
+
+    key: str
+    bytes: int
+    modified: datetime
 
 
 class Storage:
@@ -48,7 +66,7 @@ class Storage:
         path = self._path(key)
         try:
             if self._local:
-                _write_local(Path(path), data)
+                _write_local(Path(path), data, Path(self._root))
             else:
                 self._files.pipe_file(path, data)
         except Exception as error:  # each filesystem raises its own
@@ -75,6 +93,71 @@ class Storage:
             return
         except Exception as error:
             raise StorageUnavailable(f"{self.url_of(key)} cannot be deleted: {error}") from error
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Delete many blobs with as few requests as the storage allows; those that are not there are no error."""
+        if not keys:
+            return
+        if self._local:
+            for key in keys:
+                self.delete(key)
+            return
+        try:
+            self._files.rm([self._path(key) for key in keys])
+        except FileNotFoundError:  # somebody else was faster with one of them
+            for key in keys:
+                self.delete(key)
+        except Exception as error:
+            raise StorageUnavailable(f"{len(keys)} blobs of {self.url} cannot be deleted: {error}") from error
+        # A bulk delete may refuse every key and yet report success.
+        if self.exists(keys[0]):
+            raise StorageUnavailable(f"{self.url_of(keys[0])} cannot be deleted: is deleting allowed there?")
+
+    def listing(self, key: str) -> list[Blob]:
+        """The blobs directly under a key, in no order; none if there is nothing."""
+        if self._local:
+            return _listing_local(Path(self._path(key)), key, self.url_of(key))
+        return [
+            Blob(f"{key}/{_name(info)}", int(info["size"]), _modified(info))
+            for info in self._entries(key)
+            if info["type"] == "file"
+        ]
+
+    def folders(self, key: str) -> list[str]:
+        """The keys directly under a key that have others under them, in order."""
+        if self._local:
+            return _folders_local(Path(self._path(key)), key, self.url_of(key))
+        found = (f"{key}/{_name(info)}" for info in self._entries(key) if info["type"] == "directory")
+        return sorted(found)
+
+    def _entries(self, key: str) -> list[dict[str, Any]]:
+        path = self._path(key)
+        try:
+            # What a filesystem remembers of an earlier listing is stale, and a million entries are too many to keep.
+            self._files.invalidate_cache(path)
+            found = self._files.ls(path, detail=True)
+            self._files.invalidate_cache(path)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise StorageUnavailable(f"{self.url_of(key)} cannot be listed: {error}") from error
+        return [info for info in found if str(info["name"]).rstrip("/") != path]
+
+    def leftovers(self, key: str, before: datetime) -> list[Blob]:
+        """Temporary files under a key that a crash left behind, last written before a moment."""
+        folder = Path(self._path(key))
+        if not self._local or not folder.is_dir():
+            return []
+        found = []
+        for path in folder.glob(_LEFTOVER):
+            try:
+                state = path.stat()
+            except FileNotFoundError:  # it was not left behind: its writer has just finished
+                continue
+            modified = datetime.fromtimestamp(state.st_mtime, UTC)
+            if modified < before:
+                found.append(Blob(f"{key}/{path.name}", state.st_size, modified))
+        return found
 
     def write_folder(self, key: str, folder: Path, last: str = "") -> str:
         """Copy the files of a folder; the one named `last` is written last, so that its presence means all are."""
@@ -124,11 +207,58 @@ def _checked(key: str) -> str:
     return key
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _write_local(path: Path, data: bytes, root: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    # One folder up: a folder that is read whole, as a bundle's is, never holds what a crash left half written.
+    folder = path.parent if path.parent == root else path.parent.parent
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _listing_local(folder: Path, key: str, url: str) -> list[Blob]:
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    if entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
+                        continue
+                    state = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
+                found.append(Blob(f"{key}/{entry.name}", state.st_size, datetime.fromtimestamp(state.st_mtime, UTC)))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageUnavailable(f"{url} cannot be listed: {error}") from error
+    return found
+
+
+def _folders_local(folder: Path, key: str, url: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(f"{key}/{entry.name}" for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageUnavailable(f"{url} cannot be listed: {error}") from error
+
+
+def _name(info: Mapping[str, Any]) -> str:
+    return str(info["name"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _modified(info: Mapping[str, Any]) -> datetime:
+    for name in _MODIFIED:
+        value = info.get(name)
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, datetime):
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    raise StorageUnavailable(f"{info['name']} has no time of writing, so nothing there can be pruned by age")

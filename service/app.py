@@ -7,6 +7,7 @@ style, for `bentoml.SyncHTTPClient`; health, metrics and schema are BentoML's.
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,8 @@ from starlette.responses import JSONResponse, Response
 from perennial.errors import LedgerUnavailable, PerennialError
 from perennial.settings import load_settings
 from perennial.storage import Storage
-from service import metrics, problems, routes
+from service import metrics, openapi, problems, protocol, routes
+from service.captures import Captures
 from service.edge import Edge, RealPath
 from service.feedback import FeedbackDesk
 from service.ledger_link import LedgerLink
@@ -33,6 +35,7 @@ _LEDGER_THREADS: Final = 4
 _LAST_RESORT_SECONDS: Final = 15.0
 
 settings: Final = load_settings()
+hot_path: Final = routes.Endpoint(bentoml.get_current_service, routes.predict)
 
 
 class ImageInput(bentoml.IODescriptor):  # type: ignore[misc]  # BentoML ships no types that mypy follows
@@ -70,7 +73,12 @@ class EdgedService(bentoml.Service):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> Any:
         self.add_asgi_middleware(RealPath)
         app = super().to_asgi(is_main=is_main)
-        return Edge(app, app.routes)
+        serve = settings.serve
+        protocol.install(serve.max_url + serve.max_header_bytes + 4 * serve.max_headers)
+        # BentoML's own page and document at these paths know of `/classify` only, and the page loads scripts from
+        # elsewhere.
+        behind = [route for route in app.routes if route.path not in openapi.PAGES]
+        return Edge(app, behind, serve, openapi.pages(serve), {routes.PREDICT: hot_path})
 
 
 @bentoml.service(
@@ -87,6 +95,7 @@ class Perennial:
 
     def __init__(self) -> None:
         logging.getLogger("perennial").setLevel(logging.INFO)
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
         metrics.forget_dead_workers()
         self.settings = settings
         self.link = LedgerLink(settings.ledger_url)
@@ -96,10 +105,14 @@ class Perennial:
             problems.logger.warning("starting without the ledger; it is tried again: %s", error)
         storage = Storage(settings.blobs_url)
         self.models = LiveModels(self.link.engine, storage, settings, threads_for(settings.serve))
-        self.recorder = Recorder(self.link.engine, storage, capture=settings.serve.capture)
-        self.predictor = Predictor(settings.name, settings.serve, self.recorder)
+        journal = settings.journal_path
+        self.recorder = Recorder(
+            self.link.engine, journal / "predictions", min_free_bytes=settings.serve.min_free_bytes
+        )
+        self.captures = Captures(storage, journal / "captures", settings.serve)
+        self.predictor = Predictor(settings.name, settings.serve, self.recorder, self.captures)
         self.slots = Slots(settings.serve.max_queue)
-        self.feedback = FeedbackDesk(settings.name)
+        self.feedback = FeedbackDesk(settings.name, self.recorder)
         self.ledger_threads = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
         self.models.look()
 
@@ -110,9 +123,11 @@ class Perennial:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
-        self.models.close()
+        deadline = time.monotonic() + self.settings.serve.drain_delivery
         self.predictor.close()
-        self.recorder.close()
+        self.recorder.close(deadline - time.monotonic())
+        self.captures.close(max(0.0, deadline - time.monotonic()))
+        self.models.close()
         self.ledger_threads.shutdown()
         self.link.close()
 

@@ -1,66 +1,229 @@
-"""The outermost layer of the service, around all of BentoML.
+"""The outermost layer of the service, around all of BentoML: everything that can be said of a request by its header.
 
-It answers unknown paths itself and shows BentoML's own metrics the route's pattern instead of the path, because they
-make a time series of every path they see. It turns every error that is not a problem document yet into one, and gives
-every answer an `X-Request-ID`.
+In this order it refuses what is too long (414, 431), answers unknown paths (404) and preflights, turns away pages of
+other origins and callers without the key they need (401, 403), all before a byte of the body is read. It turns every
+error that is not a problem document yet into one, gives every answer an `X-Request-ID`, and writes the access log.
+BentoML's own metrics are shown the route's pattern instead of the path, because they make a time series of every path
+they see.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import problems
+from perennial.errors import Forbidden, HeadersTooLarge, PerennialError, UrlTooLong
+from perennial.settings import ServeSettings
+from service import keys, problems, trace
+from service.access_log import AccessLog, Line
+from service.keys import Keyring
 
 _PATH: Final = "perennial.path"
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HEADER: Final = b"x-request-id"
+_READING: Final = ("GET", "HEAD", "OPTIONS")
+_OTHER_ORIGIN: Final = "pages of this origin may not call the service: it is not in serve.cors_origins"
+_ELSEWHERE: Final = (b"cross-site", b"same-site")
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_PREFLIGHT: Final[RawHeaders] = [
+    (b"access-control-allow-methods", b"GET, POST"),
+    (
+        b"access-control-allow-headers",
+        b"Authorization, Content-Type, X-API-Key, X-Request-ID, X-Source, Traceparent, Tracestate",
+    ),
+    (b"access-control-max-age", b"600"),
+]
+_VARY: Final = (b"vary", b"Origin")
+_EXPOSED: Final = (b"access-control-expose-headers", b"X-Request-ID, Retry-After, WWW-Authenticate")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A document that never changes while the server runs."""
+
+    media_type: str
+    body: bytes
 
 
 class Edge:
-    """ASGI application around BentoML's. `routes` are all there are."""
+    """ASGI application around BentoML's.
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+    Args:
+        app: everything behind the Edge.
+        routes: all there are in it; a path that none of them has is answered with 404.
+        serve: limits, keys, origins and the access log.
+        pages: paths that the Edge answers itself.
+        direct: by method and path, applications that are called without what BentoML lays around its own: the metrics,
+            traces and routing of one request cost as much as a tenth of its inference.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Iterable[BaseRoute],
+        serve: ServeSettings,
+        pages: Mapping[str, Page],
+        direct: Mapping[tuple[str, str], ASGIApp],
+    ) -> None:
         self._app = app
-        self._fixed: set[str] = set()
+        self._direct = direct
+        self._pages = pages
+        self._fixed: set[str] = set(pages)
         self._patterns: list[tuple[re.Pattern[str], str]] = []
-        for path, pattern in _flattened(routes):
-            if pattern is None:
-                self._fixed.add(path)
+        self.methods: dict[str, set[str]] = {path: {"GET", "HEAD"} for path in pages}
+        for route, path in _flattened(routes):
+            self.methods.setdefault(path, set()).update(route.methods or ())
+            if route.param_convertors:
+                self._patterns.append((route.path_regex, path))
             else:
-                self._patterns.append((pattern, path))
+                self._fixed.add(path)
+        self._max_url, self._max_headers, self._max_header_bytes = (
+            serve.max_url,
+            serve.max_headers,
+            serve.max_header_bytes,
+        )
+        self._keyring = Keyring(serve, frozenset(self.methods))
+        self._cors: dict[bytes, RawHeaders] = {
+            origin.encode(): [(b"access-control-allow-origin", origin.encode()), _EXPOSED, _VARY]
+            for origin in serve.cors_origins
+        }
+        self._log = AccessLog(serve.access_log) if serve.access_log else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        answer = _Answer(scope["method"], headers, send, self._cors_headers(headers))
+        if self._log is not None:
+            await self._logged(self._log, scope, headers, receive, answer)
+        else:
+            await self._answer(scope, headers, receive, answer)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        answer = _Answer(scope, receive, send)
-        route = self._route(scope["path"])
-        if route is None:
-            await answer.fail(404)
-            return
         try:
-            await self._app({**scope, "path": route, _PATH: scope["path"]}, receive, answer.send)
+            await self._app(scope, receive, send)
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+    async def _answer(self, scope: Scope, headers: keys.Headers, receive: Receive, answer: _Answer) -> None:
+        try:
+            route = answer.route = self._route(scope)
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers and self._cors:
+                await answer.whole(204, self._preflight(headers), b"")
+                return
+            self._admit(scope, headers, route, answer)
+            if route in self._pages:
+                await self._page(scope["method"], route, answer)
+                return
+            direct = self._direct.get((scope["method"], route))
+            if direct is not None:
+                await direct(scope, receive, answer.send)
+                return
+            inner = {**scope, "path": route, _PATH: scope["path"], keys.CALLER: answer.key}
+            await self._app(inner, receive, answer.send)
+        except PerennialError as error:
+            await answer.refuse(error)
         except ClientDisconnect:
             return
         except Exception:  # noqa: BLE001 - the last layer: the client gets a problem whatever it was, the log the cause
-            problems.logger.exception("%s %s failed", scope["method"], scope["path"])
-            await answer.fail(500)
+            problems.logger.exception(
+                "%s %s failed (request %s, trace %s)",
+                scope["method"], scope["path"], answer.request_id.decode(), trace.trace_id_of(scope["headers"]),
+            )  # fmt: skip
+            await answer.refuse(problems.unexpected())
 
-    def _route(self, path: str) -> str | None:
+    async def _logged(
+        self, log: AccessLog, scope: Scope, headers: keys.Headers, receive: Receive, answer: _Answer
+    ) -> None:
+        began = time.perf_counter()
+        received = 0
+
+        async def counting() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        try:
+            await self._answer(scope, headers, counting, answer)
+        finally:
+            log.add(
+                Line(
+                    at=time.time(),
+                    method=scope["method"],
+                    route=answer.route,
+                    status=answer.status,
+                    bytes_in=received,
+                    bytes_out=answer.bytes_out,
+                    milliseconds=(time.perf_counter() - began) * 1000,
+                    request_id=answer.request_id.decode(),
+                    trace_id=trace.trace_id_of(scope["headers"]),
+                    key=answer.key,
+                    client=keys.address_of(scope),
+                )
+            )
+
+    def _route(self, scope: Scope) -> str:
+        """The pattern of the path, after what is too long."""
+        raw: RawHeaders = scope["headers"]
+        length = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+        if length > self._max_url:
+            raise UrlTooLong(f"{length:,} bytes of path and query; at most {self._max_url:,} are accepted")
+        if len(raw) > self._max_headers:
+            raise HeadersTooLarge(f"{len(raw):,} header lines; at most {self._max_headers:,} are accepted")
+        size = 0
+        for name, value in raw:
+            size += len(name) + len(value)
+        if size > self._max_header_bytes:
+            raise HeadersTooLarge(f"{size:,} bytes of header; at most {self._max_header_bytes:,} are accepted")
+        path: str = scope["path"]
         if path in self._fixed:
             return path
-        return next((route for pattern, route in self._patterns if pattern.match(path)), None)
+        for pattern, route in self._patterns:
+            if pattern.match(path):
+                return route
+        raise problems.of_status(404, path, scope["method"])
+
+    def _admit(self, scope: Scope, headers: keys.Headers, route: str, answer: _Answer) -> None:
+        if scope["method"] == "OPTIONS":  # nothing does anything on it, and browsers send no key with it
+            return
+        # A browser lets any page send a POST without asking first; it says so itself, and no page can change that.
+        elsewhere = headers.get(b"sec-fetch-site") in _ELSEWHERE and headers.get(b"origin") not in self._cors
+        if elsewhere and scope["method"] not in _READING:
+            raise Forbidden(_OTHER_ORIGIN)
+        answer.key = self._keyring.admit(scope, headers, route)
+
+    def _cors_headers(self, headers: keys.Headers) -> RawHeaders:
+        if not self._cors:
+            return []
+        return self._cors.get(headers.get(b"origin", b""), [_VARY])
+
+    def _preflight(self, headers: keys.Headers) -> RawHeaders:
+        if headers.get(b"origin") not in self._cors:
+            raise Forbidden(_OTHER_ORIGIN)
+        return _PREFLIGHT
+
+    async def _page(self, method: str, path: str, answer: _Answer) -> None:
+        if method not in ("GET", "HEAD"):
+            await answer.refuse(problems.of_status(405, path, method), [(b"allow", b"GET, HEAD")])
+            return
+        page = self._pages[path]
+        await answer.whole(200, [(b"content-type", page.media_type.encode())], page.body)
 
 
 class RealPath:
@@ -76,46 +239,78 @@ class RealPath:
 
 
 class _Answer:
-    """One answer on its way out."""
+    """One answer on its way out, and what the access log says of it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
-        sent = next((value for key, value in scope["headers"] if key == _HEADER), b"")
-        self._request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16).encode()
-        self._begun = False
-        self._replaced = False
+    __slots__ = (
+        "_begun",
+        "_extra",
+        "_method",
+        "_replaced",
+        "_send",
+        "bytes_out",
+        "key",
+        "request_id",
+        "route",
+        "status",
+    )
+
+    def __init__(self, method: str, headers: keys.Headers, send: Send, cors: RawHeaders) -> None:
+        sent = headers.get(_HEADER)
+        self.request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16).encode()
+        self._extra = [(_HEADER, self.request_id), *cors]
+        self._method = method
+        self._send = send
+        self._begun = self._replaced = False
+        self.status: int | None = None
+        self.bytes_out = 0
+        self.route: str | None = None
+        self.key: str | None = None
 
     async def send(self, message: Message) -> None:
         if self._replaced:
             return
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(raw=list(message["headers"]))
-            if message["status"] >= 400 and not headers.get("content-type", "").startswith(problems.MEDIA_TYPE):
+            status, headers = message["status"], message["headers"]
+            if status >= 400 and not _is_problem(headers):
+                # BentoML's and Starlette's own errors.
                 self._replaced = True
-                await self.fail(message["status"], {"Allow": headers["allow"]} if "allow" in headers else {})
+                allowed = [(name, value) for name, value in headers if name == b"allow"]
+                await self.refuse(problems.of_status(status, self.route or "", self._method), allowed)
                 return
             self._begun = True
-            message = {**message, "headers": [*message["headers"], (_HEADER, self._request_id)]}
+            self.status = status
+            message = {**message, "headers": [*headers, *self._extra]}
+        elif self._method != "HEAD":
+            self.bytes_out += len(message.get("body", b""))
         await self._send(message)
 
-    async def fail(self, status: int, headers: dict[str, str] | None = None) -> None:
-        """Answer with the problem that a bare status means, unless an answer has begun."""
+    async def whole(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer at once."""
+        length = [(b"content-length", str(len(body)).encode())] if status != 204 else []
+        await self.send({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def refuse(self, error: PerennialError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Answer with a problem, unless an answer has begun."""
         if self._begun:
             return
-        self._begun = self._replaced = True
-        error = problems.of_status(status, self._scope["path"], self._scope["method"])
-        response = problems.response(error, {**(headers or {}), _HEADER.decode(): self._request_id.decode()})
-        await response(self._scope, self._receive, self._send)
+        response = problems.response(error)
+        self._replaced = False
+        start = {"type": "http.response.start", "status": error.status, "headers": [*response.raw_headers, *headers]}
+        await self.send(start)
+        await self.send({"type": "http.response.body", "body": bytes(response.body)})
+        self._replaced = True
 
 
-def _flattened(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, re.Pattern[str] | None]]:
-    """Every route as its path, and a pattern where it has parameters. Mounts of routes are looked into."""
+def _is_problem(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.startswith(problems.MEDIA_TYPE.encode()) for name, value in headers)
+
+
+def _flattened(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[tuple[Route, str]]:
+    """Every route with its whole path. Mounts of routes are looked into; other mounts are left out."""
     for route in routes:
         if isinstance(route, Route):
-            yield route.path, route.path_regex if route.param_convertors else None
+            yield route, prefix + route.path
         elif isinstance(route, Mount):
-            inner: list[Any] = route.routes
-            if inner:
-                yield from ((route.path + path, pattern) for path, pattern in _flattened(inner))
-            else:
-                yield route.path, re.compile(re.escape(route.path) + "/")
+            inner: list[Any] = route.routes or []
+            yield from _flattened(inner, prefix + route.path)

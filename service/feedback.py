@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from perennial.errors import InvalidParameter, UnknownLabel, UnknownModel, UnknownPrediction
+from perennial.errors import InvalidParameter, PredictionPending, UnknownLabel, UnknownModel, UnknownPrediction
 from perennial.ledger import labels, models, predictions
+from perennial.ledger.ids import milliseconds_of
 from perennial.ledger.labels import Feedback
 from service import metrics
 from service.limits import source_of
+from service.recorder import Recorder
 
 MAX_ITEMS: Final = 10_000
 _MAX_TEXT: Final = 200
+_PATIENCE_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.02
 _KEYS: Final = {"prediction_id", "label", "source"}
 
 
@@ -59,8 +65,9 @@ def _item(entry: Any, where: str) -> Feedback:
 class FeedbackDesk:
     """Takes labels for one model's predictions."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, recorder: Recorder) -> None:
         self._name = name
+        self._recorder = recorder
         self._classes: dict[str, tuple[str, ...] | None] = {}
 
     def take(self, engine: sa.Engine, call: Call) -> dict[str, Any]:
@@ -68,10 +75,10 @@ class FeedbackDesk:
 
         Raises:
             UnknownPrediction, UnknownLabel: for a single object; in a list the others are still committed.
+            PredictionPending: an id is not known yet; nothing was committed.
             LedgerUnavailable.
         """
-        wanted = [item.prediction_id for item in call.items if _storable(item.prediction_id)]
-        versions = predictions.known(engine, wanted) if wanted else {}
+        versions = self._versions(engine, [item.prediction_id for item in call.items if _storable(item.prediction_id)])
         good: list[Feedback] = []
         unknown_predictions: list[str] = []
         unknown_labels: list[str] = []
@@ -107,6 +114,26 @@ class FeedbackDesk:
             "unknown_labels": list(dict.fromkeys(unknown_labels)),
         }
 
+    def _versions(self, engine: sa.Engine, ids: Sequence[str]) -> dict[str, str]:
+        """Of these ids, the known ones with their model version. A label may come right behind its prediction, so
+        what still waits in a journal is waited for a little."""
+        found: dict[str, str] = {}
+        asked = time.monotonic()
+        while True:
+            caught_up = self._recorder.caught_up_at > asked
+            missing = [each for each in ids if each not in found]
+            found.update(predictions.known(engine, missing))
+            missing = [each for each in missing if each not in found]
+            # Our own journal says when it is empty; another worker's is given the time that a delivery takes.
+            if not missing or (caught_up and not any(map(_is_young, missing))):
+                return found
+            if time.monotonic() > asked + _PATIENCE_SECONDS:
+                if caught_up:
+                    return found
+                raise PredictionPending("not every prediction has reached the ledger yet; send the labels again soon")
+            self._recorder.hurry()
+            time.sleep(_LOOK_SECONDS)
+
     def _classes_of(self, engine: sa.Engine, version: str) -> tuple[str, ...] | None:
         # A version's classes never change. None: it belongs to a model of another name in the same ledger.
         if version not in self._classes:
@@ -115,6 +142,12 @@ class FeedbackDesk:
             except UnknownModel:
                 self._classes[version] = None
         return self._classes[version]
+
+
+def _is_young(identifier: str) -> bool:
+    """Whether it is the id of a prediction made so short a time ago that it may not be in the ledger yet."""
+    made = milliseconds_of(identifier)
+    return made is not None and abs(time.time() * 1000 - made) < _PATIENCE_SECONDS * 1000
 
 
 def _storable(identifier: str) -> bool:

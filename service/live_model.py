@@ -20,7 +20,7 @@ from perennial.ledger import EventKind, deployments, events, leases, models
 from perennial.ledger.deployments import Deployment
 from perennial.settings import Settings
 from perennial.storage import Storage
-from service import metrics
+from service import metrics, precision
 from service.problems import logger
 
 _LONGEST_RETRY_SECONDS: Final = 60.0
@@ -37,22 +37,25 @@ class LiveModel:
     graph: Graph
     classes: tuple[str, ...]
     rule: InputRule
+    precision: str
     deployment: Deployment
 
 
 def load(engine: sa.Engine, storage: Storage, settings: Settings, deployment: Deployment, threads: int) -> LiveModel:
-    """Fetch, verify, compile and warm up the bundle of a deployment.
+    """Fetch, verify, compile and warm up the bundle of a deployment, in the precision that `serve` comes to.
 
     Raises:
+        InvalidSettings: `serve.runtime` or `serve.precision` cannot be had, or not for this bundle.
         InvalidBundle: it does not verify, or its graph does not do what the manifest says.
         StorageUnavailable, LedgerUnavailable, UnknownModel.
     """
     model = models.get(engine, settings.name, deployment.version)
     bundle = fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path)
     manifest = bundle.manifest
-    graph = Graph(bundle.graph, threads=threads)
+    runtime, chosen = precision.choose(manifest, settings.serve)
+    graph = Graph(bundle.graph_in(chosen), threads=threads, precision=chosen, runtime=runtime)
     _warm_up(graph, manifest.classes, manifest.input, threads)
-    return LiveModel(deployment.version, bundle, graph, manifest.classes, manifest.input, deployment)
+    return LiveModel(deployment.version, bundle, graph, manifest.classes, manifest.input, chosen, deployment)
 
 
 def _warm_up(graph: Graph, classes: tuple[str, ...], rule: InputRule, threads: int) -> None:
@@ -60,7 +63,7 @@ def _warm_up(graph: Graph, classes: tuple[str, ...], rule: InputRule, threads: i
     try:
         with ThreadPoolExecutor(threads) as pool:  # as many at once as there will be
             outputs = list(pool.map(lambda _: graph.run(blank), range(threads)))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InvalidBundle(f"the graph does not run on {rule.crop} x {rule.crop} pixels: {error}") from error
     probabilities = outputs[0].probabilities
     if probabilities.shape != (1, len(classes)) or not np.isfinite(probabilities).all():
@@ -160,14 +163,19 @@ class LiveModels:
         self._failed = None
         metrics.swaps.labels("done").inc()
         logger.info(
-            "version %s is live after %.2f s (%s)", fresh.version, time.monotonic() - started, deployment.reason
+            "version %s is live in %s on %s after %.2f s (%s)",
+            fresh.version,
+            fresh.precision,
+            fresh.graph.runtime,
+            time.monotonic() - started,
+            deployment.reason,
         )
 
     def _take(self, fresh: LiveModel) -> None:
         old, self._live = self._live, fresh
-        metrics.live_model.labels(fresh.version).set(1)
-        if old is not None and old.version != fresh.version:
-            metrics.live_model.labels(old.version).set(0)
+        if old is not None:
+            metrics.live_model.labels(old.version, old.precision, old.graph.runtime).set(0)
+        metrics.live_model.labels(fresh.version, fresh.precision, fresh.graph.runtime).set(1)
 
     def _fall_back(self, engine: sa.Engine, failed: Deployment) -> None:
         """A worker that starts while a broken version is deployed serves what the other workers still serve."""

@@ -23,28 +23,54 @@ confidence: Final = Histogram(
 )
 stage_seconds: Final = Histogram(
     "perennial_stage_seconds",
-    "Time of one image in each stage: queue (waiting for a thread), decode, infer, record (until committed).",
+    "Time of one image in each stage: queue (waiting for a thread), decode, infer, record (until it is safe on disk).",
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0, 15.0),
 )
+# Bound once: looking a label up costs more than counting.
+queue_seconds: Final = stage_seconds.labels("queue")
+decode_seconds: Final = stage_seconds.labels("decode")
+infer_seconds: Final = stage_seconds.labels("infer")
+record_seconds: Final = stage_seconds.labels("record")
 batch_images: Final = Histogram(
-    "perennial_batch_images", "Images in one request.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    "perennial_batch_images",
+    "Images in one inference, where they are gathered for a GPU.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
 # The client's Info type does not work across processes; this is a gauge of 1 instead.
 live_model: Final = Gauge(
-    "perennial_live_model_info", "1 for each version that a worker serves.", ["version"], multiprocess_mode="livemax"
+    "perennial_live_model_info",
+    "1 for each version that a worker serves, in the precision and on the runtime that it is served.",
+    ["version", "precision", "runtime"],
+    multiprocess_mode="livemax",
 )
 swaps: Final = Counter(
     "perennial_swaps", "Changes of the live model: `done`, or `failed` once a failed version.", ["outcome"]
 )
 pending_rows: Final = Gauge(
-    "perennial_recorder_pending_rows", "Predictions waiting to be committed.", multiprocess_mode="livesum"
+    "perennial_recorder_pending_rows",
+    "Answered predictions that wait on local disk for the ledger.",
+    multiprocess_mode="livesum",
+)
+refused_rows: Final = Counter(
+    "perennial_recorder_refused_rows", "Predictions the ledger does not take; they are kept in refused.jsonl."
+)
+pending_captures: Final = Gauge(
+    "perennial_recorder_pending_captures",
+    "Captured images that wait on local disk for the storage.",
+    multiprocess_mode="livesum",
 )
 captures: Final = Counter(
-    "perennial_captures", "Captured images: `stored`, `known` (the same bytes are kept already), `failed`.", ["outcome"]
+    "perennial_captures",
+    "Captured images: `stored`, `known` (the same bytes are kept already), `failed` (an attempt to store one; it is "
+    "tried again), `dropped` (no room to wait in).",
+    ["outcome"],
 )
 feedback: Final = Counter(
     "perennial_feedback", "Labels received: `accepted`, `unknown_prediction`, `unknown_label`.", ["outcome"]
+)
+access_log_dropped: Final = Counter(
+    "perennial_access_log_dropped", "Lines of the access log that were not written: the disk or the reader is too slow."
 )
 
 _LIVE_GAUGE: Final = re.compile(r"gauge_live\w+_(\d+)\.db$")

@@ -1,51 +1,41 @@
 """Bytes in, recorded predictions out: decode, infer, record, answer.
 
-Decoding and inference run in a pool of threads and release the GIL; the event loop only moves bytes. Each thread has
-its own infer request. A slot is held for every request from before its body is read, and for every image of a batch
-once it is read, until it is answered, so memory and
-waiting are bounded; past `max_queue` slots the answer is 503 at once.
+All of it runs in one of a few threads that release the GIL; the event loop only moves bytes. Each thread has its own
+infer request. A slot is held for every request from before its body is read, and for every image of a batch once it is
+read, until it is answered, so memory and waiting are bounded; past `max_queue` slots the answer is 503 at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from perennial.errors import InvalidImage, InvalidParameter, Overloaded, PerennialError
-from perennial.graph import FLOAT32, Floats
-from perennial.images import ImageHeader, ImageLimits, prepare
+from perennial.errors import InvalidImage, InvalidParameter, Overloaded
+from perennial.graph import CUDA, Graph, GraphOutput
+from perennial.images import ImageHeader, ImageLimits, PreparedImage, prepare
 from perennial.ledger.ids import new_id
 from perennial.ledger.predictions import Prediction
 from perennial.settings import ServeSettings
 from perennial.storage import sha256
 from service import metrics, problems
+from service.batching import Batching
+from service.captures import Captures
 from service.limits import Upload
 from service.live_model import LiveModel
 from service.recorder import Recorder
+from service.threads import Threads
 
 DEFAULT_TOP: Final = 3
 _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """What the graph said of one image. Vectors: [K], [E], [P]."""
-
-    header: ImageHeader
-    digest: str
-    probabilities: Floats
-    embedding: Floats
-    properties: Floats
 
 
 class Slots:
@@ -70,113 +60,125 @@ class Slots:
 class Predictor:
     """Scores images on the model a request brings, and records each before it is answered."""
 
-    def __init__(self, name: str, serve: ServeSettings, recorder: Recorder) -> None:
+    def __init__(self, name: str, serve: ServeSettings, recorder: Recorder, captures: Captures) -> None:
         self._name = name
         self._limits = ImageLimits(serve.max_bytes, serve.max_pixels)
         self._recorder = recorder
-        self._pool = ThreadPoolExecutor(threads_for(serve), thread_name_prefix="predict")
+        self._captures = captures
+        self._threads = Threads(threads_for(serve), "predict")
+        self._batching = Batching(most=serve.batch_images, seconds=serve.batch_window)
+        self._batches = serve.batching
+        self._id_lock = threading.Lock()
         self._last_id = ""
 
     async def predict(self, live: LiveModel, upload: Upload, top: int) -> dict[str, Any]:
         """Answer one image.
 
         Raises:
-            InvalidImage, LedgerUnavailable.
+            InvalidImage, JournalFull.
         """
-        result = (await self._answer(live, upload, top))[0]
-        if isinstance(result, PerennialError):
-            raise result
-        return result
+        (image,) = upload.images
+        return await self._answer(live, image, upload.source, top)
 
     async def predict_batch(self, live: LiveModel, upload: Upload, top: int) -> list[dict[str, Any]]:
         """Answer many images, in order; one that cannot be read gives `{"error": problem}` in its place.
 
         Raises:
-            LedgerUnavailable: none of them is answered.
+            JournalFull: none of them is answered.
         """
-        results = await self._answer(live, upload, top)
-        return [
-            {"error": problems.document(result)} if isinstance(result, PerennialError) else result for result in results
-        ]
+
+        async def one(image: bytes | InvalidImage) -> dict[str, Any]:
+            try:
+                return await self._answer(live, image, upload.source, top)
+            except InvalidImage as error:
+                return {"error": problems.document(error)}
+
+        return await asyncio.gather(*map(one, upload.images))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Finish what was accepted."""
+        self._threads.close()
+        self._batching.close()
 
-    async def _answer(self, live: LiveModel, upload: Upload, top: int) -> list[dict[str, Any] | InvalidImage]:
+    async def _answer(
+        self, live: LiveModel, image: bytes | InvalidImage, source: str | None, top: int
+    ) -> dict[str, Any]:
+        if isinstance(image, InvalidImage):
+            raise image
+        received = time.perf_counter()
+        if not self._is_batched(live.graph):
+            return await self._threads.call(self._all_at_once, live, image, source, top, received)
+        prepared = await self._threads.call(self._prepare, live, image, received)
         began = time.perf_counter()
-        metrics.batch_images.observe(len(upload.images))
-        scored = await self._score_all(live, upload.images)
-        latency = (time.perf_counter() - began) * 1000
-        results: list[dict[str, Any] | InvalidImage] = []
-        rows: list[Prediction] = []
-        images: list[bytes] = []
-        for image, score in zip(upload.images, scored, strict=True):
-            if isinstance(score, InvalidImage) or isinstance(image, InvalidImage):
-                results.append(score if isinstance(score, InvalidImage) else InvalidImage("unreadable"))
-                continue
-            row = self._row(live, score, len(image), upload.source, latency)
-            rows.append(row)
-            images.append(image)
-            results.append(self._document(live, row, top))
-        if rows:
-            submitted = time.perf_counter()
-            await self._recorder.record(rows, images)
-            metrics.stage_seconds.labels("record").observe(time.perf_counter() - submitted)
-            for row in rows:
-                metrics.predictions.labels(row.label, row.model_version).inc()
-                metrics.confidence.observe(row.confidence)
-        return results
+        output = await self._batching.run(live.graph, prepared.pixels)
+        metrics.infer_seconds.observe(time.perf_counter() - began)
+        return await self._threads.call(self._finish, live, prepared, output, image, source, top, received)
 
-    async def _score_all(
-        self, live: LiveModel, images: Sequence[bytes | InvalidImage]
-    ) -> Sequence[_Scored | InvalidImage]:
-        loop = asyncio.get_running_loop()
+    def _is_batched(self, graph: Graph) -> bool:
+        return graph.device == CUDA if self._batches == "auto" else self._batches == "always"
 
-        async def score(image: bytes | InvalidImage) -> _Scored | InvalidImage:
-            if isinstance(image, InvalidImage):
-                return image
-            try:
-                return await loop.run_in_executor(self._pool, self._score, live, image, time.perf_counter())
-            except InvalidImage as error:
-                return error
-
-        if len(images) == 1:
-            return [await score(images[0])]
-        return await asyncio.gather(*map(score, images))
-
-    def _score(self, live: LiveModel, data: bytes, submitted: float) -> _Scored:
-        started = time.perf_counter()
-        prepared = prepare(data, live.rule, self._limits)
-        decoded = time.perf_counter()
+    def _all_at_once(self, live: LiveModel, data: bytes, source: str | None, top: int, received: float) -> Any:
+        prepared = self._prepare(live, data, received)
+        began = time.perf_counter()
         output = live.graph.run(prepared.pixels[np.newaxis])
-        inferred = time.perf_counter()
-        metrics.stage_seconds.labels("queue").observe(started - submitted)
-        metrics.stage_seconds.labels("decode").observe(decoded - started)
-        metrics.stage_seconds.labels("infer").observe(inferred - decoded)
-        return _Scored(
-            prepared.header, sha256(data), output.probabilities[0], output.embedding[0], output.properties[0]
-        )
+        metrics.infer_seconds.observe(time.perf_counter() - began)
+        return self._finish(live, prepared, output, data, source, top, received)
 
-    def _row(self, live: LiveModel, scored: _Scored, size: int, source: str | None, latency_ms: float) -> Prediction:
-        best = int(scored.probabilities.argmax())
-        header = scored.header
+    def _prepare(self, live: LiveModel, data: bytes, received: float) -> PreparedImage:
+        began = time.perf_counter()
+        metrics.queue_seconds.observe(began - received)
+        prepared = prepare(data, live.rule, self._limits)
+        metrics.decode_seconds.observe(time.perf_counter() - began)
+        return prepared
+
+    def _finish(
+        self,
+        live: LiveModel,
+        prepared: PreparedImage,
+        output: GraphOutput,
+        data: bytes,
+        source: str | None,
+        top: int,
+        received: float,
+    ) -> dict[str, Any]:
+        began = time.perf_counter()
+        row = self._row(live, prepared.header, output, data, source, (began - received) * 1000)
+        self._recorder.record(row)
+        metrics.record_seconds.observe(time.perf_counter() - began)
+        metrics.predictions.labels(row.label, row.model_version).inc()
+        metrics.confidence.observe(row.confidence)
+        return self._document(live, row, top)
+
+    def _row(
+        self,
+        live: LiveModel,
+        header: ImageHeader,
+        output: GraphOutput,
+        data: bytes,
+        source: str | None,
+        latency_ms: float,
+    ) -> Prediction:
+        probabilities = output.probabilities[0]
+        best = int(probabilities.argmax())
+        confidence = float(probabilities[best])
+        digest = sha256(data)
         return Prediction(
             id=self._next_id(),
             at=datetime.now(UTC),
             model_version=live.version,
-            precision=FLOAT32,
+            precision=live.precision,
             label=live.classes[best],
-            confidence=float(scored.probabilities[best]),
-            probabilities=scored.probabilities,
-            embedding=scored.embedding,
-            properties=scored.properties,
+            confidence=confidence,
+            probabilities=probabilities,
+            embedding=output.embedding[0],
+            properties=output.properties[0],
             width=header.width,
             height=header.height,
             format=header.format,
             mode=header.mode,
-            bytes=size,
-            image_digest=scored.digest,
-            image_url=None,
+            bytes=len(data),
+            image_digest=digest,
+            image_url=self._captures.keep(data, digest, header.format, confidence),
             source=source,
             latency_ms=round(latency_ms, 3),
         )
@@ -196,11 +198,12 @@ class Predictor:
 
     def _next_id(self) -> str:
         # Windows are "the latest rows by id", so ids of one worker grow even within a millisecond.
-        fresh = new_id()
-        if fresh <= self._last_id:
-            fresh = new_id(int(self._last_id.replace("-", "")[:12], 16) + 1)
-        self._last_id = fresh
-        return fresh
+        with self._id_lock:
+            fresh = new_id()
+            if fresh <= self._last_id:
+                fresh = new_id(int(self._last_id.replace("-", "")[:12], 16) + 1)
+            self._last_id = fresh
+            return fresh
 
 
 def top_of(value: str | None, classes: int) -> int:

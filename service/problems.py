@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from perennial.errors import (
     InvalidParameter,
+    MalformedRequest,
     MethodNotAllowed,
     NoLiveModel,
     PerennialError,
@@ -23,6 +24,7 @@ from perennial.errors import (
 from service import metrics
 
 MEDIA_TYPE: Final = "application/problem+json"
+URN: Final = "urn:perennial:problem:"
 
 logger = logging.getLogger("perennial.service")
 
@@ -31,7 +33,7 @@ def document(error: PerennialError) -> dict[str, Any]:
     """The problem document of an error; counts it by its slug."""
     metrics.rejected.labels(error.slug).inc()
     return {
-        "type": f"urn:perennial:problem:{error.slug}",
+        "type": f"{URN}{error.slug}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
@@ -58,6 +60,8 @@ def of_status(status: int, path: str, method: str) -> PerennialError:
         return NoLiveModel("not ready: no verified model is loaded in this worker yet; /v1/model says more")
     if status == HTTPStatus.GATEWAY_TIMEOUT:
         return TooSlow("the answer did not come in time")
+    if status == HTTPStatus.BAD_REQUEST:
+        return MalformedRequest("the request could not be read")
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return InvalidParameter("the request could not be read")
     return unexpected()
@@ -77,5 +81,5 @@ async def on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return response(of_status(error.status_code, request.url.path, request.method), error.headers)
     if isinstance(error, ClientDisconnect):
-        return response(InvalidParameter("the request broke off before its body was complete"))
+        return response(MalformedRequest("the request broke off before its body was complete"))
     raise error

@@ -16,12 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from perennial.errors import InvalidParameter, PerennialError, TooSlow
 from perennial.ledger import checks, deployments, events
 from perennial.ledger.deployments import Deployment
 from perennial.settings import Settings
-from service import admin, feedback, problems
+from service import feedback, keys, problems
 from service.feedback import FeedbackDesk
 from service.ledger_link import LedgerLink
 from service.limits import plain_text, read_image, read_images, read_json
@@ -49,19 +50,34 @@ class Desk(Protocol):
     ledger_threads: ThreadPoolExecutor
 
 
+class Endpoint:
+    """One call as an ASGI application of its own: no routing and no middleware between it and the server."""
+
+    def __init__(self, desk_of: Callable[[], Desk], handler: Callable[[Desk, Request], Awaitable[Any]]) -> None:
+        self._desk_of = desk_of
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = _json(await in_time(self._desk_of(), self._handler, request))
+        except (PerennialError, ClientDisconnect) as error:
+            response = await problems.on_error(request, error)
+        await response(scope, receive, send)
+
+
+PREDICT: Final = ("POST", "/v1/predict")
+
+
 def build(desk_of: Callable[[], Desk]) -> Starlette:
     """The application that is mounted into the BentoML service."""
 
     def route(path: str, method: str, handler: Callable[[Desk, Request], Awaitable[Any]]) -> Route:
-        async def endpoint(request: Request) -> Response:
-            return _json(await in_time(desk_of(), handler, request))
-
-        endpoint.__name__ = handler.__name__
-        return Route(path, endpoint, methods=[method])
+        return Route(path, Endpoint(desk_of, handler), methods=[method], name=handler.__name__)
 
     return Starlette(
         routes=[
-            route("/v1/predict", "POST", predict),
+            route(PREDICT[1], PREDICT[0], predict),
             route("/v1/predict/batch", "POST", predict_batch),
             route("/v1/feedback", "POST", give_feedback),
             route("/v1/model", "GET", model_card),
@@ -70,11 +86,7 @@ def build(desk_of: Callable[[], Desk]) -> Starlette:
             route("/v1/models/{version}/promote", "POST", promote),
             route("/v1/rollback", "POST", roll_back),
         ],
-        exception_handlers={
-            PerennialError: problems.on_error,
-            HTTPException: problems.on_error,
-            ClientDisconnect: problems.on_error,
-        },
+        exception_handlers={HTTPException: problems.on_error},
     )
 
 
@@ -154,7 +166,7 @@ async def list_events(desk: Desk, request: Request) -> dict[str, Any]:
 
 
 async def promote(desk: Desk, request: Request) -> dict[str, Any]:
-    actor = admin.authorize(request, desk.settings.serve.admin_key)
+    actor = keys.actor_of(request.scope)
     reason = _reason(await read_json(request))
     version = plain_text("a version", request.path_params["version"], _MAX_VERSION)
     name = desk.settings.name
@@ -164,7 +176,7 @@ async def promote(desk: Desk, request: Request) -> dict[str, Any]:
 
 
 async def roll_back(desk: Desk, request: Request) -> dict[str, Any]:
-    actor = admin.authorize(request, desk.settings.serve.admin_key)
+    actor = keys.actor_of(request.scope)
     reason = _reason(await read_json(request))
     name = desk.settings.name
     return _deployed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from perennial.graph import Graph, GraphOutput
 from perennial.images import ImageLimits, InputRule
 from perennial.progress import Progress, Step, silent
 from training.datasets import DEFAULT_LIMITS, Row
-from training.features import decode, in_batches
+from training.features import BATCH, decode, in_batches
 
 _Z: Final = 1.959963984540054  # the standard normal's 97.5 % point
 _DRAWS: Final = 2000
@@ -30,28 +30,44 @@ def score(
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Progress = silent,
 ) -> GraphOutput:
-    """Decode the rows' images and run the graph on them, in row order.
+    """Decode the rows' images and run the graph on them, in row order. Raises as `score_each` does."""
+    return score_each({graph.precision: graph}, rows, rule, limits, progress)[graph.precision]
+
+
+def score_each(
+    graphs: Mapping[str, Graph],
+    rows: Sequence[Row],
+    rule: InputRule,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    progress: Progress = silent,
+) -> dict[str, GraphOutput]:
+    """Decode the rows' images once and run every graph on them, in row order.
 
     Raises:
         TruncatedImage: an image cannot be decoded; the message names it.
         InvalidDataset: a file is gone, or was changed since it was listed.
     """
 
-    def run(batch: Sequence[Row]) -> GraphOutput:
+    def run(batch: Sequence[Row]) -> dict[str, GraphOutput]:
         _, pixels, broken = decode(batch, rule, limits)
         if broken:
             row = next(row for row in batch if row.digest in broken)
             raise TruncatedImage(f"{row.location}: {broken[row.digest]}")
-        return graph.run(pixels)
+        return {name: graph.run(pixels) for name, graph in graphs.items()}
 
-    parts: list[GraphOutput] = []
+    parts: dict[str, list[GraphOutput]] = {name: [] for name in graphs}
     done = 0
-    for part in in_batches(rows, run, threads=os.cpu_count() or 1):
-        parts.append(part)
-        done += len(part.probabilities)
+    for outputs in in_batches(rows, run, threads=os.cpu_count() or 1):
+        for name, output in outputs.items():
+            parts[name].append(output)
+        done = min(done + BATCH, len(rows))
         progress(Step("scoring images", done, len(rows)))
-    if not parts:
+    if not done:
         raise ValueError("there are no rows to score")
+    return {name: _joined(each) for name, each in parts.items()}
+
+
+def _joined(parts: Sequence[GraphOutput]) -> GraphOutput:
     return GraphOutput(
         np.concatenate([part.probabilities for part in parts]),
         np.concatenate([part.embedding for part in parts]),

@@ -25,21 +25,24 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from perennial.bundle import (
     DATASET,
     GRAPH,
-    REFERENCE,
+    GRAPH_INT8,
+    GRAPH_INT8_WEIGHTS,
     REPORT,
     WEIGHTS,
     Bundle,
+    Certificate,
     Dataset,
     Manifest,
     Pretrained,
     new_version,
+    reference_name,
     write_bundle,
 )
 from perennial.errors import InvalidParameter
-from perennial.graph import FLOAT32, PROPERTIES, Graph, GraphOutput
+from perennial.graph import FLOAT32, INT8, PROPERTIES, GraphOutput
 from perennial.images import ImageLimits, Pixels
 from perennial.progress import Progress, Step, silent
-from training import backbones, datasets, evaluate, features
+from training import backbones, certify, datasets, evaluate, features
 from training.backbones import Backbone
 from training.calibrate import fit_temperature
 from training.datasets import LabelledImages, Row, Skipped, Split
@@ -60,7 +63,7 @@ _PACKAGES: Final = (
 class FitRequest:
     """What to train. `images` are used in the splits they come in; `weights` is default, builtin, none or a path;
     `image_size` 0 takes the weights' own; `threads` 0 takes every core; `pretrained_sha256` is what the weights file
-    must be."""
+    must be; `int8` quantises the graph too, and certifies it."""
 
     images: LabelledImages
     name: str
@@ -72,6 +75,7 @@ class FitRequest:
     threads: int
     parent: str | None = None
     pretrained_sha256: str | None = None
+    int8: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
 
     Raises:
         InvalidParameter: no such strategy or backbone, or one that cannot be exported.
+        InvalidSettings: int8 is asked for and NNCF is not installed.
         WeightsUnavailable, WeightsChanged: the pretrained weights cannot be had, or are not the expected ones.
         InvalidDataset: too few images can be decoded.
         InvalidBundle: the exported graph does not compute what the trained model does.
@@ -98,6 +103,8 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
     started = time.perf_counter()
     if request.strategy not in STRATEGIES:
         raise InvalidParameter(f"there is no strategy {request.strategy!r}; choose from: {', '.join(STRATEGIES)}")
+    if request.int8:
+        certify.require_int8()
     threads = request.threads or os.cpu_count() or 1
     with _one_thread_a_batch():
         progress(Step("loading the pretrained weights", 0, 1))
@@ -127,15 +134,36 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
             progress(Step("exporting the graph", 1, 1))
 
             scored = [row for row in images.rows if row.reference or row.split == "test"]
-            output = evaluate.score(Graph(graph_path, threads=1), scored, backbone.rule, limits, progress)
-            manifest = _manifest(request, images, backbone, probe, temperature, scored, output)
-            predicted = [images.classes[at] for at in output.probabilities.argmax(axis=1)]
+            graphs = certify.graphs(
+                Path(work),
+                graph_path,
+                images.of("train"),
+                backbone.rule,
+                int8=request.int8,
+                threads=threads,
+                limits=limits,
+                progress=progress,
+            )
+            outputs = evaluate.score_each(graphs, scored, backbone.rule, limits, progress)
+            certificates = certify.certificates(
+                outputs,
+                certify.measure_speeds(graphs),
+                [images.classes.index(row.label) for row in scored],
+                [row.split == "test" for row in scored],
+            )
+            manifest = _manifest(request, images, backbone, probe, temperature, scored, outputs[FLOAT32], certificates)
 
             def fill(folder: Path) -> None:
                 shutil.copyfile(graph_path, folder / GRAPH)
+                if INT8 in manifest.precisions:
+                    for name in (GRAPH_INT8, GRAPH_INT8_WEIGHTS):
+                        shutil.copyfile(Path(work, name), folder / name)
                 save_weights(model, folder / WEIGHTS)
-                parquet.write_table(_reference(scored, predicted, output), folder / REFERENCE)
+                for precision in manifest.precisions:
+                    table = _reference(scored, images.classes, outputs[precision])
+                    parquet.write_table(table, folder / reference_name(precision))
                 parquet.write_table(_dataset(images.rows), folder / DATASET)
+                predicted = _predicted(images.classes, outputs[FLOAT32])
                 (folder / REPORT).write_text(render(manifest, images, scored, predicted), "utf-8")
 
             bundle = write_bundle(bundles, manifest, fill)
@@ -192,6 +220,7 @@ def _manifest(
     temperature: float,
     scored: Sequence[Row],
     output: GraphOutput,
+    certificates: dict[str, Certificate],
 ) -> Manifest:
     index = {label: at for at, label in enumerate(images.classes)}
     tested = [at for at, row in enumerate(scored) if row.split == "test"]
@@ -222,7 +251,8 @@ def _manifest(
         per_class=per_class,
         temperature=temperature,
         properties=PROPERTIES,
-        precisions=(FLOAT32,),
+        precisions=tuple(precision for precision, found in certificates.items() if found.certified),
+        certificates=certificates,
         seed=request.seed,
         parent=request.parent,
         packages={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -242,7 +272,12 @@ def _why(request: FitRequest, images: LabelledImages, probe: Probe) -> str:
     )
 
 
-def _reference(rows: Sequence[Row], predicted: Sequence[str], output: GraphOutput) -> pa.Table:
+def _predicted(classes: Sequence[str], output: GraphOutput) -> list[str]:
+    return [classes[at] for at in output.probabilities.argmax(axis=1)]
+
+
+def _reference(rows: Sequence[Row], classes: Sequence[str], output: GraphOutput) -> pa.Table:
+    predicted = _predicted(classes, output)
     at = [index for index, row in enumerate(rows) if row.reference]
     chosen = [rows[index] for index in at]
 

@@ -196,6 +196,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             image_size=manifest.input.crop,
             seed=manifest.seed,
             threads=settings.train.threads,
+            int8=settings.train.int8,
             parent=manifest.version,
             pretrained_sha256=manifest.pretrained.sha256 or None,
         ),

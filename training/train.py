@@ -51,6 +51,7 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
             image_size=chosen.image_size,
             seed=chosen.seed,
             threads=chosen.threads,
+            int8=chosen.int8,
         ),
         bundles=settings.home_path / "models",
         cache=settings.cache_path,

@@ -12,3 +12,12 @@ def new_id(milliseconds: int | None = None) -> str:
     at = time.time_ns() // 1_000_000 if milliseconds is None else milliseconds
     value = (at & (2**48 - 1)) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
     return str(uuid.UUID(int=value))
+
+
+def milliseconds_of(identifier: str) -> int | None:
+    """When an id was made, in milliseconds since 1970; None if it is not such an id."""
+    try:
+        parsed = uuid.UUID(identifier)
+    except ValueError:
+        return None
+    return parsed.int >> 80 if parsed.version == 7 else None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Dialect
 
 #: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -84,6 +84,13 @@ predictions = sa.Table(
     sa.Column("latency_ms", sa.Float, nullable=False),
     sa.Index(None, "model_version", "id"),
     sa.Index(None, "at"),
+    # Retention asks which rows name an image; rows without one cost nothing here.
+    sa.Index(
+        None,
+        "image_digest",
+        sqlite_where=sa.text("image_url IS NOT NULL"),
+        postgresql_where=sa.text("image_url IS NOT NULL"),
+    ),
 )
 
 labels = sa.Table(

@@ -131,6 +131,7 @@ class Deployed:
         version: str | None = None,
         labels: Sequence[str | None] | None = None,
         captured: bool = True,
+        precision: str = FLOAT32,
     ) -> list[str]:
         """Write rows as the service does, and labels as feedback does."""
         start = datetime.now(UTC)
@@ -139,7 +140,7 @@ class Deployed:
                 id=new_id(),
                 at=start + timedelta(milliseconds=index),
                 model_version=version or self.version,
-                precision=FLOAT32,
+                precision=precision,
                 label=str(scores.predicted[index]),
                 confidence=float(scores.confidence[index]),
                 probabilities=scores.probabilities[index],

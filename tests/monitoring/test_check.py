@@ -127,6 +127,31 @@ def test_labels_that_change_their_meaning_are_concept_drift_and_call_for_a_retra
     assert (row.verdict, row.window) == ("concept_drift", document["window"])
 
 
+def test_rows_of_a_precision_that_the_bundle_has_no_reference_for_are_not_compared(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    rows = world.traffic[:300]
+    model.record(world.scores(rows, turned), precision="bfloat16", labels=["0"] * 300)
+    check = run_check(sqlite, watched_settings)
+    assert (check.verdict, check.families, check.report_url) == ("insufficient_data", {}, None)
+    assert "were made in bfloat16" in check.causes[0].why
+    assert "reference rows for float32 only" in check.causes[0].why
+    assert (check.accuracy.labels, check.accuracy.estimated, check.retrain.due) == (None, None, False)
+    assert check.document()["window"]["precision"] == "bfloat16"
+    assert "drift_opened" not in model.kinds()
+
+
+def test_the_window_is_of_the_newest_rows_precision_alone(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    model.record(world.scores(world.traffic[300:500], turned), precision="bfloat16")
+    model.send(250)
+    check = run_check(sqlite, watched_settings)
+    assert (check.verdict, check.rows, check.precision) == ("ok", 250, "float32")
+
+
 def test_labels_that_agree_leave_half_labelled_traffic_ok(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -276,7 +301,7 @@ def test_the_document_has_what_the_contract_names(sqlite: sa.Engine, watched_set
     check: Check = run_check(sqlite, watched_settings)
     document = check.document()
     assert {"verdict", "causes", "model_version", "window", "families", "accuracy", "retrain"} <= set(document)
-    assert set(document["window"]) == {"rows", "start", "end"}
+    assert set(document["window"]) == {"rows", "start", "end", "precision"}
     assert {"properties", "output", "class_mix", "embedding", "labels"} <= set(document["families"])
     assert all({"score", "p_value", "alarm"} <= set(family) for family in document["families"].values())
     assert {"labels", "estimated"} <= set(document["accuracy"])

@@ -32,6 +32,7 @@ def check(verdict: Verdict = Verdict.SENSOR_SHIFT, labels: Accuracy | None = Non
         rows=300,
         start=now,
         end=now,
+        precision="float32",
         families={"properties": Family(1.9, 1e-9, True, 0.25, (dark, broken))},
         accuracy=Accuracies(labels, 0, Accuracy(0.9, 0.85, 0.94, 300), Accuracy(0.95, 0.92, 0.97, 400)),
         retrain=RetrainDecision(False, "the model still copes"),

@@ -229,3 +229,24 @@ def test_jpeg_and_png_of_one_photo_agree(tmp_path: Path) -> None:
     jpeg = prepare(encoded(photo, "JPEG", quality=95), RULE).pixels.astype(int)
     png = prepare(encoded(photo, "PNG"), RULE).pixels.astype(int)
     assert np.abs(jpeg - png).mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "P"])
+def test_a_large_image_is_converted_in_tiles_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 65_536, (70, 90), dtype=np.uint16))
+    else:
+        image = Image.fromarray(random.integers(0, 256, (70, 90, 4), dtype=np.uint8)).convert(mode)
+    data = encoded(image, "PNG", **({"transparency": 3} if mode == "P" else {}))
+    whole = prepare(data, RULE).pixels
+    for pixels in (50, 90, 1000):
+        monkeypatch.setattr("perennial.images._TILE_PIXELS", pixels)
+        assert np.array_equal(prepare(data, RULE).pixels, whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"icc_profile": bytes(5_000_000)}])
+def test_a_photo_with_much_behind_it_or_in_its_header_is_read(options: dict[str, object]) -> None:
+    # Phones append a film to a photo; what looks like a scan in there is none.
+    film = np.random.default_rng(2).integers(0, 256, 5_000_000, dtype=np.uint8).tobytes() + b"\xff\xda" * 1000
+    assert prepare(encoded(gradient(), "JPEG", **options) + film, RULE).header.format == "JPEG"

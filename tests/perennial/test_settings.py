@@ -85,7 +85,7 @@ def test_settings_cannot_be_changed_after_loading() -> None:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     page = (ROOT / "docs" / "settings.md").read_text("utf-8")
-    documented = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", page, flags=re.MULTILINE))
+    documented = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| `([^`]*)` \|", page, flags=re.MULTILINE))
     defaults: dict[str, str] = {}
     for name, field in Settings.model_fields.items():
         if isinstance(field.default, BaseModel):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -75,3 +79,62 @@ def test_a_write_that_fails_leaves_the_old_blob_whole(tmp_path: Path, monkeypatc
 def test_the_same_bytes_have_the_same_capture_key() -> None:
     digest = sha256(b"image")
     assert capture_key(digest, "JPEG") == f"captures/{digest[:2]}/{digest}.jpg"
+
+
+def test_a_listing_gives_size_and_time_of_what_lies_directly_under_a_key(storage: Storage) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=2)
+    assert storage.listing("captures/ab") == []
+    assert storage.folders("captures") == []
+    storage.write("captures/ab/x.jpg", b"bytes")
+    storage.write("captures/ab/y.jpg", b"")
+    storage.write("captures/ab/deeper/z.jpg", b"z")
+    storage.write("captures/ac/x.jpg", b"x")
+    found = {blob.key: blob for blob in storage.listing("captures/ab")}
+    assert storage.folders("captures") == ["captures/ab", "captures/ac"]
+    assert {key: blob.bytes for key, blob in found.items()} == {"captures/ab/x.jpg": 5, "captures/ab/y.jpg": 0}
+    assert all(began < blob.modified < datetime.now(UTC) + timedelta(seconds=2) for blob in found.values())
+    storage.delete("captures/ab/x.jpg")
+    assert [blob.key for blob in storage.listing("captures/ab")] == ["captures/ab/y.jpg"]
+
+
+def test_many_are_deleted_at_once_and_those_that_are_gone_are_no_error(storage: Storage) -> None:
+    keys = [f"captures/ab/{number}.jpg" for number in range(20)]
+    for key in keys:
+        storage.write(key, b"x")
+    storage.delete(keys[3])
+    storage.write("captures/ab/other.jpg", b"x")
+    storage.delete_all(keys)
+    storage.delete_all(keys)
+    storage.delete_all([])
+    assert [blob.key for blob in storage.listing("captures/ab")] == ["captures/ab/other.jpg"]
+
+
+def test_a_bucket_that_refuses_to_delete_is_said_so(s3_storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3_storage.write("captures/ab/x.jpg", b"x")
+    # S3 answers a bulk delete with 200 even if it refused every key.
+    monkeypatch.setattr(s3_storage._files, "rm", lambda paths: [])
+    with pytest.raises(StorageUnavailable, match="is deleting allowed"):
+        s3_storage.delete_all(["captures/ab/x.jpg"])
+
+
+def test_a_crash_while_writing_leaves_nothing_in_the_folder(tmp_path: Path) -> None:
+    # The writer is killed between the temporary file and its final name.
+    killed = (
+        "import os, signal, sys; import perennial.storage as storage; "
+        "storage.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
+        f"storage.Storage('file://{tmp_path}').write('bundles/shapes/v1/graph.onnx', b'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
+    storage = Storage(f"file://{tmp_path}")
+    assert list((tmp_path / "bundles/shapes/v1").iterdir()) == []
+    storage.write("bundles/shapes/v1/graph.onnx", b"whole")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    storage.read_folder("bundles/shapes/v1", copy)
+    assert [path.name for path in copy.iterdir()] == ["graph.onnx"]
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    (left,) = storage.leftovers("bundles/shapes", later)
+    assert left.bytes == 4
+    assert storage.leftovers("bundles/shapes", later - timedelta(hours=1)) == []
+    storage.delete_all([left.key])
+    assert storage.leftovers("bundles/shapes", later) == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +30,9 @@ from PIL import Image
 from perennial.bundle import Dataset, Estimate, Manifest, Pretrained, new_version, upload_bundle, write_bundle
 from perennial.graph import PROPERTIES
 from perennial.images import InputRule
-from perennial.ledger import deployments, events, models, open_ledger
+from perennial.ledger import deployments, events, models, open_ledger, predictions
 from perennial.ledger.events import Event, EventKind
+from perennial.ledger.predictions import LabelledPrediction
 from perennial.settings import Settings, load_settings
 from perennial.storage import Storage
 
@@ -38,8 +41,8 @@ SIDE = 32
 COMMAND = ("-m", "commands.main", "serve")
 
 
-def graph_bytes() -> bytes:
-    """uint8 [N, 32, 32, 3] -> the softmax of ten times each channel's mean, four mixtures, seven statistics."""
+def graph_bytes(gain: float = 10.0) -> bytes:
+    """uint8 [N, 32, 32, 3] -> the softmax of `gain` times each channel's mean, four mixtures, seven statistics."""
 
     def constant(name: str, values: Any, kind: type = np.float32) -> onnx.TensorProto:
         return numpy_helper.from_array(np.asarray(values, dtype=kind), name)
@@ -51,7 +54,7 @@ def graph_bytes() -> bytes:
         helper.make_node("Cast", ["pixels"], ["real"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["real", "white"], ["scaled"]),
         helper.make_node("ReduceMean", ["scaled", "plane"], ["means"], keepdims=0),
-        helper.make_node("Mul", ["means", "ten"], ["logits"]),
+        helper.make_node("Mul", ["means", "gain"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("MatMul", ["means", "mixing"], ["embedding"]),
         helper.make_node("MatMul", ["means", "statistics"], ["properties"]),
@@ -67,7 +70,7 @@ def graph_bytes() -> bytes:
         ],
         [
             constant("white", 255.0),
-            constant("ten", 10.0),
+            constant("gain", gain),
             constant("plane", [1, 2], np.int64),
             constant("mixing", mixing),
             constant("statistics", statistics),
@@ -88,7 +91,7 @@ class World:
     storage: Storage
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def publish(self, classes: Sequence[str] = COLOURS) -> str:
+    def publish(self, classes: Sequence[str] = COLOURS, gain: float = 10.0) -> str:
         """Write, upload and register a bundle; returns its version."""
         manifest = Manifest(
             name=self.settings.name,
@@ -111,7 +114,7 @@ class World:
         )
 
         def fill(folder: Path) -> None:
-            (folder / "graph.onnx").write_bytes(graph_bytes())
+            (folder / "graph.onnx").write_bytes(graph_bytes(gain))
 
         bundle = write_bundle(self.home / "made", manifest, fill)
         models.register(self.engine, bundle, upload_bundle(bundle, self.storage))
@@ -136,7 +139,26 @@ class World:
     def events(self, *kinds: EventKind) -> list[Event]:
         return events.after(self.engine, self.settings.name, kinds=list(kinds) or None)
 
+    def settle(self, seconds: float = 20.0) -> None:
+        """Wait until nothing waits in the journals of the workers on this home."""
+        assert wait(lambda: not any(self.journals()), seconds), "the journals were not emptied"
+
+    def journals(self) -> list[int]:
+        """The size of every journal segment, in bytes."""
+        sizes = []
+        for path in (self.home / "journal").rglob("*.journal"):
+            with contextlib.suppress(FileNotFoundError):  # emptied and deleted just now
+                sizes.append(path.stat().st_size)
+        return sizes
+
+    def latest(self, version: str, limit: int = 1000) -> list[LabelledPrediction]:
+        """The version's rows, once all that were answered are in the ledger."""
+        self.settle()
+        return predictions.latest(self.engine, version, limit)
+
     def rows(self, table: str = "predictions") -> int:
+        """How many rows there are, once all that were answered are in the ledger."""
+        self.settle()
         with self.engine.connect() as connection:
             return int(connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one())
 
@@ -176,6 +198,41 @@ class Server:
 
     def output(self) -> str:
         return self.log.read_text("utf-8", "replace")
+
+
+class Clients:
+    """Threads that send without a pause and keep every answer."""
+
+    def __init__(self, server: Server, threads: int = 4) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self.answers: list[dict[str, Any]] = []
+        self.failures: list[str] = []
+        self._threads = [threading.Thread(target=self._send, args=(seed,)) for seed in range(threads)]
+
+    def _send(self, seed: int) -> None:
+        image = picture(("red", "green", "blue")[seed % 3], seed=seed)
+        with httpx.Client(base_url=self._server.url, timeout=30) as http:
+            while not self._stop.is_set():
+                try:
+                    answer = http.post("/v1/predict", content=image)
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+                    continue
+                if answer.status_code == 200:
+                    self.answers.append(answer.json())
+                else:
+                    self.failures.append(answer.text)
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
 
 
 def wait(condition: Callable[[], bool], seconds: float = 15.0) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from perennial.ledger import checks, predictions
+from perennial.ledger import checks
 from perennial.ledger.events import EventKind
 from tests.service.conftest import Server, picture
 
@@ -17,7 +17,7 @@ def send(server: Server, body: Any) -> httpx.Response:
 
 
 def label_of(server: Server, prediction: dict[str, Any]) -> str | None:
-    rows = predictions.latest(server.world.engine, prediction["model"]["version"], 1000)
+    rows = server.world.latest(prediction["model"]["version"], 1000)
     return next(row.true_label for row in rows if row.prediction.id == prediction["prediction_id"])
 
 

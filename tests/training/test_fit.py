@@ -13,7 +13,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from perennial.bundle import Bundle, open_bundle
+from perennial.bundle import Bundle, open_bundle, reference_name
 from perennial.errors import InvalidParameter, WeightsChanged, WeightsUnavailable
 from perennial.graph import FLOAT32, PROPERTIES, Graph
 from perennial.images import ImageLimits
@@ -32,8 +32,9 @@ def request_for(images: LabelledImages, **changes: object) -> FitRequest:
 
 def test_the_bundle_verifies_and_says_how_it_was_made(shape_bundle: Bundle, shape_images: LabelledImages) -> None:
     manifest = open_bundle(shape_bundle.path, shape_bundle.digest).manifest
+    references = {reference_name(precision) for precision in manifest.precisions}
     assert set(manifest.files) == {
-        "graph.onnx", "weights.safetensors", "reference.parquet", "dataset.parquet", "report.html",
+        "graph.onnx", "weights.safetensors", *references, "dataset.parquet", "report.html",
     }  # fmt: skip
     assert manifest.classes == ("disc", "square", "stripes")
     assert manifest.strategy == "linear_probe"
@@ -42,7 +43,7 @@ def test_the_bundle_verifies_and_says_how_it_was_made(shape_bundle: Bundle, shap
     assert manifest.dataset.fingerprint == shape_images.fingerprint
     assert manifest.pretrained.source == "builtin"
     assert len(manifest.pretrained.sha256) == 64
-    assert manifest.precisions == (FLOAT32,)
+    assert manifest.precisions[0] == FLOAT32
     assert manifest.properties == PROPERTIES
     assert {"python", "torch", "torchvision", "openvino"} <= set(manifest.packages)
     weights = load_file(shape_bundle.weights)

@@ -1,0 +1,80 @@
+"""HTTP/1.1 as uvicorn speaks it with httptools, with a bound on what arrives before a request begins.
+
+httptools sets none: header lines, trailers or chunk extensions without an end would fill the memory before any
+application saw the request. And what cannot be parsed is answered with a problem document like every other error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from http import HTTPStatus
+from typing import ClassVar, Final
+
+from uvicorn import config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from perennial.errors import HeadersTooLarge, MalformedRequest, PerennialError
+from service import problems
+
+# A client could fill the log with these; they are counted in `perennial_rejected_total` instead.
+_CLIENTS_FAULTS: Final = ("Invalid HTTP request received.", "Unsupported upgrade request.")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's own protocol, bounded.
+
+    `most_silent`: the most bytes a client may send without completing a header or adding to a body.
+    """
+
+    most_silent: ClassVar[int] = 2**16
+
+    _silent = 0
+    _progress = False
+    _in_body = False
+
+    def data_received(self, data: bytes) -> None:
+        self._progress = False
+        super().data_received(data)
+        if self._progress:
+            self._silent = 0
+            return
+        self._silent += len(data)
+        if self._silent > self.most_silent and not self.transport.is_closing():
+            self._refuse(HeadersTooLarge(f"more than {self.most_silent:,} bytes of header and no end"))
+
+    def on_message_begin(self) -> None:
+        self._in_body = False
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # a trailer must not change the header that the service has already judged
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._progress = self._in_body = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(MalformedRequest("this is not HTTP/1.1 that can be read"))
+
+    def _refuse(self, error: PerennialError) -> None:
+        body = json.dumps(problems.document(error)).encode()
+        head = (
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {secrets.token_hex(16)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
+
+
+def install(most_silent: int) -> None:
+    """Make uvicorn, which BentoML starts by itself, speak this protocol in this process."""
+    BoundedProtocol.most_silent = most_silent
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg not in _CLIENTS_FAULTS)
+    config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedProtocol.__name__}"
