@@ -106,7 +106,7 @@ class ServeSettings(Section):
         0,
         ge=0,
         le=256,
-        description="Threads a worker decodes and infers in; 0 shares the cores between workers.",
+        description="Threads a worker decodes and infers in; 0 is its share of the cores and one more.",
     )
     runtime: Literal["auto", "openvino", "onnxruntime"] = Field(
         "auto",

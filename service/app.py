@@ -119,6 +119,7 @@ class Perennial:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
         end_with_parent()
+        metrics.flushing.start()
         self.models.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
@@ -130,6 +131,7 @@ class Perennial:
         self.models.close()
         self.ledger_threads.shutdown()
         self.link.close()
+        metrics.flushing.close()
 
     async def __is_ready__(self) -> bool:
         return self.models.current is not None

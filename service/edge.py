@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perennial.errors import Forbidden, HeadersTooLarge, PerennialError, UrlTooLong
 from perennial.settings import ServeSettings
-from service import keys, problems, trace
+from service import keys, metrics, problems, trace
 from service.access_log import AccessLog, Line
 from service.keys import Keyring
 
@@ -134,6 +134,8 @@ class Edge:
             if direct is not None:
                 await direct(scope, receive, answer.send)
                 return
+            if route == "/metrics":
+                metrics.flushing.flush()
             inner = {**scope, "path": route, _PATH: scope["path"], keys.CALLER: answer.key}
             await self._app(inner, receive, answer.send)
         except PerennialError as error:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from perennial.errors import InvalidImage, InvalidParameter, TooManyBytes
 from perennial.settings import ServeSettings
@@ -44,8 +44,7 @@ async def read_image(request: Request, serve: ServeSettings) -> Upload:
         InvalidParameter: the form is broken or has no such file.
     """
     if not is_multipart(request):
-        body = b"".join([chunk async for chunk in _bounded(request, serve.max_bytes)])
-        return Upload((body,), source_of(_source_header(request)))
+        return Upload((await _read_body(request, serve.max_bytes),), source_of(_source_header(request)))
     limit = serve.max_bytes + (_MAX_FIELDS + 1) * _PART_OVERHEAD
     return await _read_form(request, serve, field="image", most=1, limit=limit)
 
@@ -70,7 +69,7 @@ async def read_json(request: Request) -> Any:
     Raises:
         TooManyBytes, InvalidParameter.
     """
-    body = b"".join([chunk async for chunk in _bounded(request, MAX_JSON_BYTES)])
+    body = await _read_body(request, MAX_JSON_BYTES)
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -97,10 +96,32 @@ def plain_text(what: str, value: str, most: int) -> str:
     return value
 
 
-async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Most come in one message, and are then neither copied nor joined."""
+    _refuse_length(request, limit)
+    chunks: list[bytes] = []
+    total, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        total += len(chunk)
+        if total > limit:
+            raise TooManyBytes(f"more than {limit:,} bytes; at most {limit:,} are accepted")
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _refuse_length(request: Request, limit: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise TooManyBytes(f"{int(length):,} bytes; at most {limit:,} are accepted")
+
+
+async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    _refuse_length(request, limit)
     total = 0
     async for chunk in request.stream():
         total += len(chunk)

@@ -14,12 +14,18 @@ import prometheus_client
 import prometheus_client.multiprocess
 from prometheus_client import Counter, Gauge, Histogram
 
-predictions: Final = Counter("perennial_predictions", "Predictions answered and recorded.", ["label", "model_version"])
+from service.gathering import Flushing, GatheredCounter, GatheredHistogram
+
+predictions: Final = GatheredCounter(
+    Counter("perennial_predictions", "Predictions answered and recorded.", ["label", "model_version"])
+)
 rejected: Final = Counter("perennial_rejected", "Images and calls refused, by the slug of the problem.", ["reason"])
-confidence: Final = Histogram(
-    "perennial_confidence",
-    "Confidence of the predictions.",
-    buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
+confidence: Final = GatheredHistogram(
+    Histogram(
+        "perennial_confidence",
+        "Confidence of the predictions.",
+        buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
+    )
 )
 stage_seconds: Final = Histogram(
     "perennial_stage_seconds",
@@ -27,11 +33,12 @@ stage_seconds: Final = Histogram(
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0, 15.0),
 )
-# Bound once: looking a label up costs more than counting.
-queue_seconds: Final = stage_seconds.labels("queue")
-decode_seconds: Final = stage_seconds.labels("decode")
-infer_seconds: Final = stage_seconds.labels("infer")
-record_seconds: Final = stage_seconds.labels("record")
+queue_seconds: Final = GatheredHistogram(stage_seconds.labels("queue"))
+decode_seconds: Final = GatheredHistogram(stage_seconds.labels("decode"))
+infer_seconds: Final = GatheredHistogram(stage_seconds.labels("infer"))
+record_seconds: Final = GatheredHistogram(stage_seconds.labels("record"))
+#: Started by the service; `flushing.flush()` brings what was gathered up to date.
+flushing: Final = Flushing(predictions, confidence, queue_seconds, decode_seconds, infer_seconds, record_seconds)
 batch_images: Final = Histogram(
     "perennial_batch_images",
     "Images in one inference, where they are gathered for a GPU.",

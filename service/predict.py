@@ -11,8 +11,6 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -45,16 +43,14 @@ class Slots:
         self._most = most
         self._taken = 0
 
-    @contextmanager
-    def taken(self, images: int = 1) -> Iterator[None]:
-        """Raises Overloaded when there are not so many free slots."""
+    def take(self, images: int = 1) -> None:
+        """Raises Overloaded when there are not so many free slots. Give them back with `give`."""
         if self._taken + images > self._most:
             raise Overloaded(f"{self._taken} images are being worked on and {self._most} is the most; try again soon")
         self._taken += images
-        try:
-            yield
-        finally:
-            self._taken -= images
+
+    def give(self, images: int = 1) -> None:
+        self._taken -= images
 
 
 class Predictor:
@@ -145,7 +141,7 @@ class Predictor:
         row = self._row(live, prepared.header, output, data, source, (began - received) * 1000)
         self._recorder.record(row)
         metrics.record_seconds.observe(time.perf_counter() - began)
-        metrics.predictions.labels(row.label, row.model_version).inc()
+        metrics.predictions.add((row.label, row.model_version))
         metrics.confidence.observe(row.confidence)
         return self._document(live, row, top)
 
@@ -220,8 +216,9 @@ def top_of(value: str | None, classes: int) -> int:
 
 
 def threads_for(serve: ServeSettings) -> int:
-    """Threads of one worker: as set, else this process's share of the cores."""
-    return serve.threads or max(1, _cores() // serve.workers)
+    """Threads of one worker: as set, else its share of the cores and one more, which works while another waits for
+    Python's lock."""
+    return serve.threads or max(1, _cores() // serve.workers) + 1
 
 
 def _cores() -> int:

@@ -6,11 +6,12 @@ application saw the request. And what cannot be parsed is answered with a proble
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
 from http import HTTPStatus
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,6 +21,7 @@ from service import problems
 
 # A client could fill the log with these; they are counted in `perennial_rejected_total` instead.
 _CLIENTS_FAULTS: Final = ("Invalid HTTP request received.", "Unsupported upgrade request.")
+_CONTINUE: Final = b"HTTP/1.1 100"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -56,6 +58,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._progress = self._in_body = True
         super().on_headers_complete()
 
+        if self.scope["method"] != "HEAD":  # which has no body to join
+            self.cycle.transport = _Joined(self.transport)  # type: ignore[assignment]
+
     def on_body(self, body: bytes) -> None:
         self._progress = True
         super().on_body(body)
@@ -71,6 +76,34 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()
+
+
+class _Joined:
+    """Sends an answer's head together with the beginning of its body: uvicorn writes them one after the other, and the
+    client would be woken twice."""
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and data.startswith(b"HTTP/1.1 ") and not data.startswith(_CONTINUE):
+            self._head = data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._transport.write(data)
+
+    def close(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def install(most_silent: int) -> None:

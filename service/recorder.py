@@ -11,10 +11,12 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import orjson
 import sqlalchemy as sa
 
 from perennial.errors import LedgerUnavailable
@@ -32,7 +34,10 @@ _BATCH_BYTES: Final = 256 * 1024  # a few hundred rows in a transaction
 _GATHER_SECONDS: Final = 0.1
 _LENGTHS: Final = struct.Struct("<4I")  # of the text and the three vectors, in bytes
 _VECTORS: Final = ("probabilities", "embedding", "properties")
-_SCALARS: Final = tuple(name for name in Prediction.__dataclass_fields__ if name not in (*_VECTORS, "at"))
+_SCALARS: Final[tuple[str, ...]] = tuple(
+    name for name in Prediction.__dataclass_fields__ if name not in (*_VECTORS, "at")
+)
+_scalars_of: Final = attrgetter(*_SCALARS)
 
 
 class Recorder:
@@ -107,7 +112,7 @@ class Recorder:
 def encode(row: Prediction) -> bytes:
     """A row as bytes: its scalars as JSON, its vectors as little-endian float32."""
     at = int(row.at.timestamp() * 1_000_000)
-    text = json.dumps([at, *(getattr(row, name) for name in _SCALARS)]).encode()
+    text = orjson.dumps([at, *_scalars_of(row)])
     vectors = [np.asarray(getattr(row, name), dtype="<f4").tobytes() for name in _VECTORS]
     return b"".join([_LENGTHS.pack(len(text), *map(len, vectors)), text, *vectors])
 
@@ -120,7 +125,7 @@ def decode(record: bytes) -> Prediction:
     for length in lengths:
         parts.append(record[start : start + length])
         start += length
-    at, *scalars = json.loads(parts[0])
+    at, *scalars = orjson.loads(parts[0])
     fields: dict[str, Any] = dict(zip(_SCALARS, scalars, strict=True))
     for name, part in zip(_VECTORS, parts[1:], strict=True):
         fields[name] = np.frombuffer(part, dtype="<f4")

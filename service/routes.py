@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any, Final, Protocol, TypeVar
 
+import orjson
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -106,18 +106,26 @@ async def in_time(desk: Desk, handler: Callable[[Desk, Request], Awaitable[T]], 
 
 async def predict(desk: Desk, request: Request) -> dict[str, Any]:
     live = desk.models.get()
-    top = top_of(request.query_params.get("top"), len(live.classes))
-    with desk.slots.taken():
+    top = top_of(request.query_params.get("top") if request.scope["query_string"] else None, len(live.classes))
+    desk.slots.take()
+    try:
         return await desk.predictor.predict(live, await read_image(request, desk.settings.serve), top)
+    finally:
+        desk.slots.give()
 
 
 async def predict_batch(desk: Desk, request: Request) -> dict[str, Any]:
     live = desk.models.get()
     top = top_of(request.query_params.get("top"), len(live.classes))
-    with desk.slots.taken():
+    taken = 1
+    desk.slots.take()
+    try:
         upload = await read_images(request, desk.settings.serve)
-        with desk.slots.taken(len(upload.images) - 1):
-            return {"results": await desk.predictor.predict_batch(live, upload, top)}
+        desk.slots.take(len(upload.images) - 1)
+        taken = len(upload.images)
+        return {"results": await desk.predictor.predict_batch(live, upload, top)}
+    finally:
+        desk.slots.give(taken)
 
 
 async def give_feedback(desk: Desk, request: Request) -> dict[str, Any]:
@@ -210,18 +218,10 @@ async def _in_ledger(desk: Desk, work: Callable[[sa.Engine], T]) -> T:
 
 def _json(document: Any) -> Response:
     try:
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # a check may hold a figure that is not a number; JSON has no word for it but null
-        text = json.dumps(_finite(document), ensure_ascii=False)
-    return Response(text.encode("utf-8", "replace"), media_type="application/json")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        data = orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # half a surrogate pair, which is no UTF-8, or a number of more than 64 bits
+        data = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(data, media_type="application/json")
 
 
 def _deployed(deployment: Deployment) -> dict[str, Any]:
