@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import csv
 import os
 import random
@@ -37,7 +38,7 @@ import sqlalchemy as sa
 
 from benchmarks.serving import material, wrk
 from benchmarks.serving.material import NAME, Bodies, Material, environment, open_home
-from benchmarks.serving.open_loop import Generator, arrivals, requests
+from benchmarks.serving.open_loop import arrivals
 from benchmarks.serving.summary import processor
 from benchmarks.transfer import RESULTS, hardware
 from perennial.ledger import deployments, models, open_ledger, predictions
@@ -48,6 +49,8 @@ _CLIENTS: Final = 8
 _START_SECONDS: Final = 60.0
 _DRAIN_SECONDS: Final = 120.0
 _SMALL_DISK: Final = "4m"
+_MANY_CLIENTS: Final = 1024
+_LOOKS_A_SECOND: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -243,8 +246,9 @@ def disk(given: Material, seconds: float) -> list[Figure]:
 
 
 def overload(given: Material, seconds: float, times: float = 4.0) -> list[Figure]:
-    """Poisson arrivals at `times` the capacity. Capacity is what 32 waiting clients get, measured just before."""
-    figures: list[Figure] = []
+    """`times` as many requests as the capacity, which is what 32 waiting clients get, measured just before. The load is
+    wrk's, with many clients that rest in between; a second, thin stream of requests in the open loop looks at the
+    answers."""
     with tempfile.TemporaryDirectory(prefix="bench-overload-") as folder:
         home = Path(folder)
         open_home(home, given.bundle)
@@ -252,52 +256,65 @@ def overload(given: Material, seconds: float, times: float = 4.0) -> list[Figure
             bodies = given.bodies(IMAGE)
             url = f"{server.url}/v1/predict"
             wrk.run(url, bodies, clients=32, seconds=3)
-            load = wrk.run(url, bodies, clients=32, seconds=10)
-            capacity = load.requests / load.seconds
-            bound = ServeSettings().max_queue / capacity
-            _say(f"capacity {capacity:.0f}/s; sending {times * capacity:.0f}/s for {seconds:g} s")
+            before = wrk.run(url, bodies, clients=32, seconds=10)
+            _say(f"capacity {before.rate:.0f}/s; offering {times * before.rate:.0f}/s for {seconds:g} s")
             program = [
-                sys.executable, "-m", "benchmarks.resilience", "--send", url, str(bodies.listing),
-                str(times * capacity), str(seconds),
+                sys.executable, "-m", "benchmarks.resilience", "--look", url, str(bodies.listing), str(seconds - 2),
             ]  # fmt: skip
-            done = subprocess.run(program, env=environment(home), capture_output=True, text=True, check=True)
-            good, refused, other, hanging, p50, p99 = map(float, done.stdout.split())
+            looking = subprocess.Popen(program, env=environment(home), stdout=subprocess.PIPE, text=True)
+            # Those that are accepted wait in the queue; the others make up the rate.
+            resting = _MANY_CLIENTS - ServeSettings().max_queue
+            load = wrk.run(
+                url, bodies, clients=_MANY_CLIENTS, seconds=seconds, pause=1000 * resting / (times * before.rate)
+            )
+            said, _ = looking.communicate(timeout=120)
+            good, refused, without_retry, other, unanswered, p50, p99 = map(float, said.split())
             after = wrk.run(url, bodies, clients=32, seconds=10)
-    figures += [
-        Figure("overload", "capacity", capacity, "answers/s"),
-        Figure("overload", "offered", times * capacity, "requests/s"),
-        Figure("overload", "good answers", good / seconds, "answers/s"),
-        Figure("overload", "good answers of the capacity", good / seconds / capacity, "share"),
-        Figure("overload", "503 with Retry-After", refused, "answers"),
-        Figure("overload", "other answers", other, "answers"),
-        Figure("overload", "without an answer", hanging, "requests"),
-        Figure("overload", "accepted p50", p50, "s"),
-        Figure("overload", "accepted p99", p99, "s"),
-        Figure("overload", "the queue's bound", bound, "s"),
-        Figure("overload", "capacity afterwards", after.requests / after.seconds, "answers/s"),
+    answered = (load.requests - load.refused) / load.seconds
+    return [
+        Figure("overload", "capacity", before.rate, "answers/s"),
+        Figure("overload", "offered", load.rate, "requests/s"),
+        Figure("overload", "good answers", answered, "answers/s"),
+        Figure("overload", "good answers of the capacity", answered / before.rate, "share"),
+        Figure("overload", "refused", load.refused, "requests"),
+        Figure("overload", "broken or timed out", load.errors - load.refused, "requests"),
+        Figure("overload", "looked at: good", good, "answers"),
+        Figure("overload", "looked at: 503 with Retry-After", refused, "answers"),
+        Figure("overload", "looked at: 503 without it", without_retry, "answers"),
+        Figure("overload", "looked at: other answers", other, "answers"),
+        Figure("overload", "looked at: no answer", unanswered, "requests"),
+        Figure("overload", "looked at: accepted p50", p50, "s"),
+        Figure("overload", "looked at: accepted p99", p99, "s"),
+        Figure("overload", "the queue's bound: max_queue / good answers", ServeSettings().max_queue / answered, "s"),
+        Figure("overload", "capacity afterwards", after.rate, "answers/s"),
     ]
-    return figures
 
 
-def send(url: str, listing: Path, rate: float, seconds: float) -> None:
-    """The overload's own process. Prints: good, refused well, other, without answer, p50 and p99 of the good."""
+def look(url: str, listing: Path, seconds: float) -> None:
+    """A process of its own. Prints: good, refused well, refused without Retry-After, other, without answer, and the
+    median and 99th percentile of the good ones' seconds."""
+    bodies = Bodies(listing, "image/jpeg").read()
+    times = arrivals(_LOOKS_A_SECOND, seconds, 0)
+    found: list[tuple[int, bool, float]] = []
 
-    async def main() -> None:
-        ready = requests(url, Bodies(listing, "image/jpeg"))
-        schedule = [(at, ready[number % len(ready)]) for number, at in enumerate(arrivals(rate, seconds, 0))]
-        address = httpx.URL(url)
-        generator = Generator(address.host, address.port or 80)
-        await generator.run(schedule, connections=256)
-        tally = generator.tally
-        good = np.array([taken for taken, status in zip(tally.taken, tally.statuses, strict=True) if status == 200])
-        refused = sum(status == 503 for status in tally.statuses)
-        unanswered = len(schedule) - len(tally.statuses)
-        other = len(tally.statuses) - len(good) - refused
-        print(len(good), refused, other, unanswered, np.quantile(good, 0.5), np.quantile(good, 0.99))
+    async def one(http: httpx.AsyncClient, at: float, body: bytes) -> None:
+        await asyncio.sleep(at)
+        began = time.perf_counter()
+        answer = await http.post(url, content=body)
+        found.append((answer.status_code, "retry-after" in answer.headers, time.perf_counter() - began))
 
-    import uvloop
+    async def load() -> None:
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as http:
+            sent = (one(http, at, bodies[number % len(bodies)]) for number, at in enumerate(times))
+            await asyncio.gather(*sent, return_exceptions=True)
 
-    uvloop.run(main())
+    asyncio.run(load())
+    good = np.array([taken for status, _, taken in found if status == 200] or [np.nan])
+    refused = sum(status == 503 and retry for status, retry, _ in found)
+    unwell = sum(status == 503 and not retry for status, retry, _ in found)
+    answered = sum(status == 200 for status, _, _ in found)
+    other = len(found) - answered - refused - unwell
+    print(answered, refused, unwell, other, len(times) - len(found), np.quantile(good, 0.5), np.quantile(good, 0.99))
 
 
 def _deploy(home: Path, given: Material, database_url: str) -> None:
@@ -346,9 +363,9 @@ EXPERIMENTS: Final = ("kills", "database", "disk", "overload")
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--send"]:
-        url, listing, rate, seconds = sys.argv[2:]
-        send(url, Path(listing), float(rate), float(seconds))
+    if sys.argv[1:2] == ["--look"]:
+        url, listing, seconds = sys.argv[2:]
+        look(url, Path(listing), float(seconds))
         return
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.resilience",

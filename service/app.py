@@ -7,6 +7,7 @@ style, for `bentoml.SyncHTTPClient`; health, metrics and schema are BentoML's.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,9 @@ from service.predict import Predictor, Slots, threads_for
 from service.recorder import Recorder
 
 _LEDGER_THREADS: Final = 4
+# A thread that has decoded or inferred waits at most so long for Python's lock while the event loop is busy, with
+# refusals above all. Python's own 5 ms is longer than an inference.
+_SWITCH_SECONDS: Final = 0.0005
 # Ours answers first, with a problem document; BentoML's is there for what might never come back.
 _LAST_RESORT_SECONDS: Final = 15.0
 
@@ -119,6 +123,7 @@ class Perennial:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
         end_with_parent()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         metrics.flushing.start()
         self.models.start()
 

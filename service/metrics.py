@@ -19,7 +19,9 @@ from service.gathering import Flushing, GatheredCounter, GatheredHistogram
 predictions: Final = GatheredCounter(
     Counter("perennial_predictions", "Predictions answered and recorded.", ["label", "model_version"])
 )
-rejected: Final = Counter("perennial_rejected", "Images and calls refused, by the slug of the problem.", ["reason"])
+rejected: Final = GatheredCounter(
+    Counter("perennial_rejected", "Images and calls refused, by the slug of the problem.", ["reason"])
+)
 confidence: Final = GatheredHistogram(
     Histogram(
         "perennial_confidence",
@@ -38,7 +40,9 @@ decode_seconds: Final = GatheredHistogram(stage_seconds.labels("decode"))
 infer_seconds: Final = GatheredHistogram(stage_seconds.labels("infer"))
 record_seconds: Final = GatheredHistogram(stage_seconds.labels("record"))
 #: Started by the service; `flushing.flush()` brings what was gathered up to date.
-flushing: Final = Flushing(predictions, confidence, queue_seconds, decode_seconds, infer_seconds, record_seconds)
+flushing: Final = Flushing(
+    predictions, rejected, confidence, queue_seconds, decode_seconds, infer_seconds, record_seconds
+)
 batch_images: Final = Histogram(
     "perennial_batch_images",
     "Images in one inference, where they are gathered for a GPU.",

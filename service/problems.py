@@ -31,7 +31,7 @@ logger = logging.getLogger("perennial.service")
 
 def document(error: PerennialError) -> dict[str, Any]:
     """The problem document of an error; counts it by its slug."""
-    metrics.rejected.labels(error.slug).inc()
+    metrics.rejected.add((error.slug,))
     return {
         "type": f"{URN}{error.slug}",
         "title": error.title,

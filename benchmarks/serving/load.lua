@@ -1,7 +1,9 @@
 -- wrk script: posts the bodies that a list file names, one after another.
---   wrk -s load.lua URL -- LIST CONTENT_TYPE [MARK]
+--   wrk -s load.lua URL -- LIST CONTENT_TYPE [MARK] [PAUSE]
 -- With MARK, every body gets it and a counter appended, so that no two bodies of a run are the same. A JPEG
 -- decoder stops at the end of the image and does not see them.
+-- With PAUSE, every client rests for about so many milliseconds before each request (exponentially distributed), so that
+-- many clients together offer a rate, whatever the answers are.
 -- Prints one line of JSON, after the word RESULT.
 
 local DIGITS = 12
@@ -10,7 +12,12 @@ local mark, sent = nil, 0
 
 function init(args)
    local kind = args[2]
-   mark = args[3]
+   mark = args[3] ~= "" and args[3] or nil
+   local pause = tonumber(args[4])
+   if pause then
+      math.randomseed(1)
+      delay = function() return math.floor(-pause * math.log(1 - math.random()) + 0.5) end
+   end
    local extra = mark and (#mark + DIGITS) or 0
    for path in io.lines(args[1]) do
       local file = assert(io.open(path, "rb"))

@@ -20,11 +20,12 @@ _TIMEOUT: Final = "60s"
 @dataclass(frozen=True)
 class Load:
     """What wrk saw. Latencies and `cpu` (wrk's own time on the processor) in milliseconds; `errors` counts answers
-    of 400 and above, broken connections and timeouts."""
+    of 400 and above (`refused`), broken connections and timeouts."""
 
     requests: int
     seconds: float
     errors: int
+    refused: int
     p50: float
     p90: float
     p99: float
@@ -44,11 +45,12 @@ def require() -> str:
     return found
 
 
-def run(url: str, bodies: Bodies, *, clients: int, seconds: float, mark: str = "") -> Load:
-    """Post `bodies` from `clients` connections for a while; with `mark`, no two bodies are the same."""
+def run(url: str, bodies: Bodies, *, clients: int, seconds: float, mark: str = "", pause: float | None = None) -> Load:
+    """Post `bodies` from `clients` connections for a while; with `mark`, no two bodies are the same. With `pause` each
+    client rests before each request, about so many milliseconds."""
     command = [
         require(), "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", _TIMEOUT, "-s", str(SCRIPT), url,
-        "--", str(bodies.listing), bodies.content_type, *([mark] if mark else []),
+        "--", str(bodies.listing), bodies.content_type, mark, *([str(pause)] if pause is not None else []),
     ]  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -64,4 +66,4 @@ def parse(line: str, cpu: float) -> Load:
     """The line that `load.lua` prints."""
     said = json.loads(line.removeprefix("RESULT "))
     errors = sum(said[kind] for kind in ("status", "connect", "read", "write", "timeout"))
-    return Load(said["requests"], said["seconds"], errors, said["p50"], said["p90"], said["p99"], cpu)
+    return Load(said["requests"], said["seconds"], errors, said["status"], said["p50"], said["p90"], said["p99"], cpu)
