@@ -32,6 +32,7 @@ WINDOW: Final = 300
 SEED: Final = 0
 PAIR: Final = ("3", "8")
 _BACKGROUND_PAUSE: Final = 0.05
+_LEDGER_SECONDS: Final = 10.0
 _PLAIN_WIDTH: Final = 140
 
 
@@ -93,7 +94,15 @@ class Story:
         return run_check(self.engine, self.settings)
 
     def send(self, pool: int, change: Change | None) -> tuple[list[Answer], float]:
+        """Send a pool's images; returns when all the answers are in the ledger, as a check would find them."""
+        from perennial.ledger import predictions
+
         answers = self.traffic.send(self.pools[pool], change)
+        ids = [answer.prediction_id for answer in answers]
+        deadline = time.monotonic() + _LEDGER_SECONDS
+        while len(predictions.known(self.engine, ids)) < len(ids):
+            _require(time.monotonic() < deadline, "answered predictions did not come into the ledger")
+            time.sleep(0.02)
         return answers, _accuracy(answers)
 
 

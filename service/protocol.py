@@ -58,7 +58,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._progress = self._in_body = True
         super().on_headers_complete()
 
-        if self.scope["method"] != "HEAD":  # which has no body to join
+        if self.cycle is not None and self.scope["method"] != "HEAD":  # which has no body to join
             self.cycle.transport = _Joined(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:

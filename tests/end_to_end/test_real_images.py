@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from commands.demo_traffic import served
+from tests.end_to_end.torchvision_reference import labels_by_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,10 @@ class Client:
         )
 
 
+def _agreement(some: Sequence[str], others: Sequence[str]) -> float:
+    return sum(map(str.__eq__, some, others)) / len(others)
+
+
 @pytest.mark.timeout(900)
 def test_photos_then_sketches(
     perennial: Callable[..., Any],
@@ -91,7 +96,12 @@ def test_photos_then_sketches(
     figures["training seconds"] = trained["seconds"]
     home.mkdir(exist_ok=True)
     with served(free_port, home / "server.log", keep=False) as server, Client(server.url) as client:
-        figures["held-out photos"] = client.accuracy(held_out[:WINDOW])
+        answers = client.send(held_out[:WINDOW])
+        truth = [path.parent.name for path in held_out[:WINDOW]]
+        by_torch = labels_by_torch(Path(trained["bundle"]), weights, held_out[:WINDOW])
+        figures["held-out photos"] = _agreement([answer["label"] for answer in answers], truth)
+        figures["held-out photos, by torch"] = _agreement(by_torch, truth)
+        figures["served labels that are torch's"] = _agreement([answer["label"] for answer in answers], by_torch)
         check = perennial("monitor", "--json").json()
         figures["verdict on photos"] = check["verdict"]
 
@@ -134,6 +144,8 @@ def test_photos_then_sketches(
     assert retrained != trained["version"]
     assert figures["verdict on photos"] == "ok"
     assert figures["held-out photos"] >= 0.97
+    assert figures["served labels that are torch's"] >= 0.99
+    assert abs(figures["held-out photos"] - figures["held-out photos, by torch"]) <= 0.005
     assert figures["verdict on sketches"] == "data_drift"
     assert figures["sketches, before"] < 0.40
     assert figures["other sketches, after"] >= 0.60

@@ -188,6 +188,10 @@ class Server:
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def workers(self) -> set[int]:
+        """The process ids of the workers; BentoML has helpers of its own, which come and go."""
+        return {child.pid for child in self.children() if "worker" in " ".join(child.cmdline())}
+
     def kill(self) -> None:
         """SIGKILL to every process of the server at once, the workers first."""
         processes = [*self.children(), psutil.Process(self.process.pid)]
