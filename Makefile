@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint bench bench-transfer bench-serving constraints clean
+.PHONY: help setup demo test lint bench bench-transfer bench-serving constraints clean bench-resilience
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
@@ -31,13 +31,16 @@ lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-transfer bench-serving  ## every benchmark; each writes benchmarks/results/
+bench: bench-transfer bench-serving bench-resilience  ## every benchmark; each writes benchmarks/results/
 
 bench-transfer: $(STAMP)  ## what the built-in checkpoint is worth against random weights and pixels
 	$(BIN)/python -m benchmarks.transfer
 
 bench-serving: $(STAMP)  ## how fast Perennial answers, beside its peers and the machine's limit; needs wrk
 	$(BIN)/python -m benchmarks.serving --open-loop --soak 100000
+
+bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
+	$(BIN)/python -m benchmarks.resilience
 
 constraints: $(STAMP)  ## write constraints.txt anew from what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.new
