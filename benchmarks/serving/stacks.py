@@ -226,11 +226,9 @@ def _await(server: Server, path: str) -> None:
         while time.monotonic() < deadline:
             if server.process.poll() is not None:
                 raise SystemExit(f"{server.stack.name} ended at its start:\n{server.log()}")
-            try:
+            with suppress(httpx.TransportError):  # it is not listening yet
                 if http.get(path).status_code == 200:
                     return
-            except httpx.TransportError:
-                pass  # not listening yet
             time.sleep(0.01)
     raise SystemExit(f"{server.stack.name} is not ready after {_START_SECONDS:g} s:\n{server.log()}")
 

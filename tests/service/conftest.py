@@ -205,17 +205,18 @@ class Server:
 
 
 class Clients:
-    """Threads that send without a pause and keep every answer."""
+    """Threads that send without a pause and keep every answer: `image`, or each a picture of its own."""
 
-    def __init__(self, server: Server, threads: int = 4) -> None:
+    def __init__(self, server: Server, threads: int = 4, *, image: bytes | None = None) -> None:
         self._server = server
+        self._image = image
         self._stop = threading.Event()
         self.answers: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self._threads = [threading.Thread(target=self._send, args=(seed,)) for seed in range(threads)]
 
     def _send(self, seed: int) -> None:
-        image = picture(("red", "green", "blue")[seed % 3], seed=seed)
+        image = self._image or picture(("red", "green", "blue")[seed % 3], seed=seed)
         with httpx.Client(base_url=self._server.url, timeout=30) as http:
             while not self._stop.is_set():
                 try:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
-from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
-from tests.service.conftest import Server, World, picture, serving, wait
+from tests.service.conftest import Clients, World, picture, serving, wait
 
 _SWAPS = 50
 _SWAP_INTERVAL = 0.2
@@ -33,47 +31,12 @@ def expected(number: int) -> float:
     return math.exp(gain_of(number)) / (math.exp(gain_of(number)) + 2)
 
 
-class Senders:
-    """Threads that send red images without a pause, each on a connection of its own."""
-
-    def __init__(self, server: Server, threads: int) -> None:
-        self._url = server.url
-        self._stop = threading.Event()
-        self.answers: list[dict[str, Any]] = []
-        self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
-
-    def _send(self) -> None:
-        image = picture("red", "PNG")
-        with httpx.Client(base_url=self._url, timeout=30) as http:
-            while not self._stop.is_set():
-                try:
-                    answer = http.post("/v1/predict?top=3", content=image)
-                except httpx.TransportError as error:
-                    self.failures.append(repr(error))
-                    continue
-                if answer.status_code == 200:
-                    self.answers.append(answer.json())
-                else:
-                    self.failures.append(answer.text)
-
-    def __enter__(self) -> Senders:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-
 def test_fifty_swaps_under_load_fail_no_request_and_mix_no_versions(world: World) -> None:
     versions = [publish(world, number) for number in range(5)]
     number_of = {version: number for number, version in enumerate(versions)}
     world.deploy(versions[0])
     with serving(world, extra={"PERENNIAL_SERVE__SWAP_INTERVAL": "0.02"}) as server:
-        with Senders(server, 4) as senders:
+        with Clients(server, image=picture("red", "PNG")) as senders:
             for swap in range(1, _SWAPS + 1):
                 version = versions[swap % len(versions)]
                 world.deploy(version)
@@ -117,7 +80,7 @@ def test_all_workers_come_to_a_new_version_in_time_and_the_metrics_say_so(world:
             return [one for one, value in served().items() if value == 1] == [version]
 
         assert wait(lambda: only(versions[0]))
-        with Senders(server, 2) as senders:
+        with Clients(server, 2, image=picture("red", "PNG")) as senders:
             for version in versions[1:]:
                 began = time.monotonic()
                 world.deploy(version)

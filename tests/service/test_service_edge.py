@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,12 @@ def raw(server: Server, *parts: bytes) -> bytes:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=3) as connection:
         said = b""
-        try:
+        with suppress(OSError):  # refused before all was sent
             for part in parts:
                 connection.sendall(part)
-        except OSError:  # refused before all was sent
-            pass
-        try:
+        with suppress(OSError):  # it has said nothing for a while, or cut the connection off
             while more := connection.recv(65_536):
                 said += more
-        except OSError:
-            pass
     return said
 
 
