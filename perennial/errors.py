@@ -246,6 +246,15 @@ class Overloaded(PerennialError):
     retry_after_seconds = 1
 
 
+class InferenceLost(PerennialError):
+    """The process that decodes and infers ended; it is being started again."""
+
+    status = 503
+    title = "The image could not be scored just now"
+    slug = "inference-lost"
+    retry_after_seconds = 1
+
+
 class TooSlow(PerennialError):
     """The answer was not ready within the time-out."""
 

@@ -7,7 +7,6 @@ style, for `bentoml.SyncHTTPClient`; health, metrics and schema are BentoML's.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,16 +24,15 @@ from service import metrics, openapi, problems, protocol, routes
 from service.captures import Captures
 from service.edge import Edge, RealPath
 from service.feedback import FeedbackDesk
+from service.inference import Inference
 from service.ledger_link import LedgerLink
 from service.lifetime import end_with_parent
 from service.live_model import LiveModels
+from service.overload import EarlyRefusal
 from service.predict import Predictor, Slots, threads_for
 from service.recorder import Recorder
 
 _LEDGER_THREADS: Final = 4
-# A thread that has decoded or inferred waits at most so long for Python's lock while the event loop is busy, with
-# refusals above all. Python's own 5 ms is longer than an inference.
-_SWITCH_SECONDS: Final = 0.0005
 # Ours answers first, with a problem document; BentoML's is there for what might never come back.
 _LAST_RESORT_SECONDS: Final = 15.0
 
@@ -102,19 +100,20 @@ class Perennial:
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
         metrics.forget_dead_workers()
         self.settings = settings
+        self.inference = Inference(settings.serve, threads_for(settings.serve))
         self.link = LedgerLink(settings.ledger_url)
         try:
             self.link.engine()
         except LedgerUnavailable as error:
             problems.logger.warning("starting without the ledger; it is tried again: %s", error)
         storage = Storage(settings.blobs_url)
-        self.models = LiveModels(self.link.engine, storage, settings, threads_for(settings.serve))
+        self.models = LiveModels(self.link.engine, storage, settings, self.inference)
         journal = settings.journal_path
         self.recorder = Recorder(
             self.link.engine, journal / "predictions", min_free_bytes=settings.serve.min_free_bytes
         )
         self.captures = Captures(storage, journal / "captures", settings.serve)
-        self.predictor = Predictor(settings.name, settings.serve, self.recorder, self.captures)
+        self.predictor = Predictor(settings.name, self.inference, self.recorder, self.captures)
         self.slots = Slots(settings.serve.max_queue)
         self.feedback = FeedbackDesk(settings.name, self.recorder)
         self.ledger_threads = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
@@ -123,14 +122,16 @@ class Perennial:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
         end_with_parent()
-        sys.setswitchinterval(_SWITCH_SECONDS)
         metrics.flushing.start()
+        if not self.settings.serve.access_log:  # which lists refusals too
+            protocol.BoundedProtocol.early = EarlyRefusal(self.slots)
         self.models.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         deadline = time.monotonic() + self.settings.serve.drain_delivery
         self.predictor.close()
+        self.inference.close()
         self.recorder.close(deadline - time.monotonic())
         self.captures.close(max(0.0, deadline - time.monotonic()))
         self.models.close()
@@ -139,7 +140,7 @@ class Perennial:
         metrics.flushing.close()
 
     async def __is_ready__(self) -> bool:
-        return self.models.current is not None
+        return self.models.current is not None and self.inference.ready
 
     @bentoml.api(input_spec=ImageInput, output_spec=PredictionAnswer)  # type: ignore[untyped-decorator]
     async def classify(self, image: Any) -> Response:

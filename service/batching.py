@@ -6,8 +6,10 @@ this buys nothing (each thread infers for itself) and is off.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
+import queue
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +17,10 @@ import numpy as np
 
 from perennial.graph import Graph, GraphOutput
 from perennial.images import Pixels
-from service import metrics
-from service.threads import Threads
+
+#: Called with an image's own row of the output, or with what went wrong, and with the number of images in the inference
+#: (for the first of them; 0 for the others).
+Done = Callable[[GraphOutput | Exception, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +29,11 @@ class _Waiting:
 
     graph: Graph
     pixels: Pixels
-    output: asyncio.Future[GraphOutput]
+    done: Done
 
 
 class Batching:
-    """Used in the event loop's thread only. What waits is bounded by the service's slots.
+    """One thread that infers. What waits is bounded by those who call.
 
     Args:
         most: images in one inference.
@@ -39,62 +43,52 @@ class Batching:
     def __init__(self, *, most: int, seconds: float) -> None:
         self._most: Final = most
         self._seconds: Final = seconds
-        self._waiting: deque[_Waiting] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._busy = False
-        self._thread = Threads(1, "batch")
+        self._waiting: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
+        self._next: _Waiting | None = None  # of another graph than the batch that was being gathered
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
 
-    async def run(self, graph: Graph, pixels: Pixels) -> GraphOutput:
-        """Infer one image, uint8 [H, W, 3], in the company of others; its own row, as `Graph.run` gives it."""
-        loop = asyncio.get_running_loop()
-        output: asyncio.Future[GraphOutput] = loop.create_future()
-        self._waiting.append(_Waiting(graph, pixels, output))
-        if not self._busy:
-            if len(self._waiting) >= self._most:
-                self._start()
-            elif self._timer is None:
-                self._timer = loop.call_later(self._seconds, self._start)
-        return await output
-
-    def close(self) -> None:
-        """Finish the batch that is computed now."""
-        self._thread.close()
+    def add(self, graph: Graph, pixels: Pixels, done: Done) -> None:
+        """Infer one image, uint8 [H, W, 3], in the company of others. `done` is called in the batching thread."""
+        self._waiting.put(_Waiting(graph, pixels, done))
+        if self._thread is None:
+            self._start()
 
     def _start(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        batch = self._next()
-        if not batch:
-            return
-        self._busy = True
-        metrics.batch_images.observe(len(batch))
-        pixels = np.stack([each.pixels for each in batch])
-        self._thread.call(batch[0].graph.run, pixels).add_done_callback(lambda done: self._finish(batch, done))
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="batching", daemon=True)
+                self._thread.start()
 
-    def _next(self) -> list[_Waiting]:
-        """The next images that one graph is to see: a swap lies between two batches, never within one."""
-        batch: list[_Waiting] = []
-        while self._waiting and len(batch) < self._most:
-            if batch and self._waiting[0].graph is not batch[0].graph:
-                break
-            each = self._waiting.popleft()
-            if not each.output.done():  # else the request was given up meanwhile
-                batch.append(each)
-        return batch
-
-    def _finish(self, batch: list[_Waiting], done: asyncio.Future[GraphOutput]) -> None:
-        self._busy = False
-        error = done.exception()
-        for row, each in enumerate(batch):
-            if each.output.done():
+    def _run(self) -> None:
+        while True:
+            batch = self._gather()
+            try:
+                output = batch[0].graph.run(np.stack([each.pixels for each in batch]))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+                for each in batch:
+                    each.done(error, 0)
                 continue
-            if error is not None:
-                each.output.set_exception(error)
-            else:
-                each.output.set_result(_row(done.result(), row))
-        if self._waiting:
-            self._start()
+            for index, each in enumerate(batch):
+                each.done(_row(output, index), 0 if index else len(batch))
+
+    def _gather(self) -> list[_Waiting]:
+        """The next images that one graph is to see: a swap lies between two batches, never within one."""
+        idle = self._next is None and self._waiting.empty()
+        first = self._next or self._waiting.get()
+        self._next = None
+        batch = [first]
+        until = time.monotonic() + self._seconds if idle else 0.0
+        while len(batch) < self._most:
+            try:
+                each = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if each.graph is not first.graph:
+                self._next = each
+                break
+            batch.append(each)
+        return batch
 
 
 def _row(output: GraphOutput, index: int) -> GraphOutput:

@@ -28,7 +28,7 @@ from service.keys import Keyring
 
 _PATH: Final = "perennial.path"
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_HEADER: Final = b"x-request-id"
+REQUEST_ID_HEADER: Final = b"x-request-id"
 _READING: Final = ("GET", "HEAD", "OPTIONS")
 _OTHER_ORIGIN: Final = "pages of this origin may not call the service: it is not in serve.cors_origins"
 _ELSEWHERE: Final = (b"cross-site", b"same-site")
@@ -257,9 +257,8 @@ class _Answer:
     )
 
     def __init__(self, method: str, headers: keys.Headers, send: Send, cors: RawHeaders) -> None:
-        sent = headers.get(_HEADER)
-        self.request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16).encode()
-        self._extra = [(_HEADER, self.request_id), *cors]
+        self.request_id = request_id_of(headers.get(REQUEST_ID_HEADER))
+        self._extra = [(REQUEST_ID_HEADER, self.request_id), *cors]
         self._method = method
         self._send = send
         self._begun = self._replaced = False
@@ -302,6 +301,11 @@ class _Answer:
         await self.send(start)
         await self.send({"type": "http.response.body", "body": bytes(response.body)})
         self._replaced = True
+
+
+def request_id_of(sent: bytes | None) -> bytes:
+    """The id that the client sent, if it is one, else a new one."""
+    return sent if sent and _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16).encode()
 
 
 def _is_problem(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 import sqlalchemy as sa
 
 from perennial.bundle import Bundle, fetch_bundle
-from perennial.errors import InvalidBundle, LeaseHeld, LedgerUnavailable, NoLiveModel, PerennialError
-from perennial.graph import Graph
-from perennial.images import InputRule
+from perennial.errors import LeaseHeld, LedgerUnavailable, NoLiveModel, PerennialError
 from perennial.ledger import EventKind, deployments, events, leases, models
 from perennial.ledger.deployments import Deployment
 from perennial.settings import Settings
 from perennial.storage import Storage
 from service import metrics, precision
+from service.inference import Inference, ModelHandle
 from service.problems import logger
 
 _LONGEST_RETRY_SECONDS: Final = 60.0
@@ -34,40 +31,28 @@ class LiveModel:
 
     version: str
     bundle: Bundle
-    graph: Graph
+    model: ModelHandle
     classes: tuple[str, ...]
-    rule: InputRule
     precision: str
     deployment: Deployment
 
 
-def load(engine: sa.Engine, storage: Storage, settings: Settings, deployment: Deployment, threads: int) -> LiveModel:
+def load(
+    engine: sa.Engine, storage: Storage, settings: Settings, deployment: Deployment, inference: Inference
+) -> LiveModel:
     """Fetch, verify, compile and warm up the bundle of a deployment, in the precision that `serve` comes to.
 
     Raises:
         InvalidSettings: `serve.runtime` or `serve.precision` cannot be had, or not for this bundle.
         InvalidBundle: it does not verify, or its graph does not do what the manifest says.
+        InferenceLost: the inference process died meanwhile, perhaps of it.
         StorageUnavailable, LedgerUnavailable, UnknownModel.
     """
     model = models.get(engine, settings.name, deployment.version)
     bundle = fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path)
-    manifest = bundle.manifest
-    runtime, chosen = precision.choose(manifest, settings.serve)
-    graph = Graph(bundle.graph_in(chosen), threads=threads, precision=chosen, runtime=runtime)
-    _warm_up(graph, manifest.classes, manifest.input, threads)
-    return LiveModel(deployment.version, bundle, graph, manifest.classes, manifest.input, chosen, deployment)
-
-
-def _warm_up(graph: Graph, classes: tuple[str, ...], rule: InputRule, threads: int) -> None:
-    blank = np.zeros((1, rule.crop, rule.crop, 3), dtype=np.uint8)
-    try:
-        with ThreadPoolExecutor(threads) as pool:  # as many at once as there will be
-            outputs = list(pool.map(lambda _: graph.run(blank), range(threads)))
-    except (RuntimeError, ValueError) as error:
-        raise InvalidBundle(f"the graph does not run on {rule.crop} x {rule.crop} pixels: {error}") from error
-    probabilities = outputs[0].probabilities
-    if probabilities.shape != (1, len(classes)) or not np.isfinite(probabilities).all():
-        raise InvalidBundle(f"the graph gives {probabilities.shape[-1]} probabilities, the manifest {len(classes)}")
+    runtime, chosen = precision.choose(bundle.manifest, settings.serve, inference.runtime)
+    handle = inference.load(bundle, runtime, chosen)
+    return LiveModel(deployment.version, bundle, handle, bundle.manifest.classes, chosen, deployment)
 
 
 class LiveModels:
@@ -77,11 +62,13 @@ class LiveModels:
     `swap_failed` event is recorded for the failed deployment, and loading is tried again at growing intervals.
     """
 
-    def __init__(self, engine: Callable[[], sa.Engine], storage: Storage, settings: Settings, threads: int) -> None:
+    def __init__(
+        self, engine: Callable[[], sa.Engine], storage: Storage, settings: Settings, inference: Inference
+    ) -> None:
         self._engine = engine
         self._storage = storage
         self._settings = settings
-        self._threads = threads
+        self._inference = inference
         self._live: LiveModel | None = None
         self._failed: Deployment | None = None
         self._why = ""
@@ -119,6 +106,7 @@ class LiveModels:
         try:
             engine = self._engine()
             deployment = deployments.live(engine, self._settings.name)
+            self._inference.forget_unused()
             if self._away:
                 self._away = False
                 logger.info("the ledger is back")
@@ -153,7 +141,7 @@ class LiveModels:
             self._failures = 0
         started = time.monotonic()
         try:
-            fresh = load(engine, self._storage, self._settings, deployment, self._threads)
+            fresh = load(engine, self._storage, self._settings, deployment, self._inference)
         except LedgerUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - a bundle can be broken in any way; the old model goes on
@@ -166,7 +154,7 @@ class LiveModels:
             "version %s is live in %s on %s after %.2f s (%s)",
             fresh.version,
             fresh.precision,
-            fresh.graph.runtime,
+            fresh.model.runtime,
             time.monotonic() - started,
             deployment.reason,
         )
@@ -174,8 +162,8 @@ class LiveModels:
     def _take(self, fresh: LiveModel) -> None:
         old, self._live = self._live, fresh
         if old is not None:
-            metrics.live_model.labels(old.version, old.precision, old.graph.runtime).set(0)
-        metrics.live_model.labels(fresh.version, fresh.precision, fresh.graph.runtime).set(1)
+            metrics.live_model.labels(old.version, old.precision, old.model.runtime).set(0)
+        metrics.live_model.labels(fresh.version, fresh.precision, fresh.model.runtime).set(1)
 
     def _fall_back(self, engine: sa.Engine, failed: Deployment) -> None:
         """A worker that starts while a broken version is deployed serves what the other workers still serve."""
@@ -183,7 +171,7 @@ class LiveModels:
         earlier.pop(failed.version, None)
         for deployment in sorted(earlier.values(), key=lambda found: -found.id)[:_FALL_BACKS]:
             try:
-                self._take(load(engine, self._storage, self._settings, deployment, self._threads))
+                self._take(load(engine, self._storage, self._settings, deployment, self._inference))
             except LedgerUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - it can be broken in any way, too; the one before may do

@@ -80,6 +80,9 @@ captures: Final = Counter(
 feedback: Final = Counter(
     "perennial_feedback", "Labels received: `accepted`, `unknown_prediction`, `unknown_label`.", ["outcome"]
 )
+inference_restarts: Final = Counter(
+    "perennial_inference_restarts", "Times that the process that decodes and infers ended and was started again."
+)
 access_log_dropped: Final = Counter(
     "perennial_access_log_dropped", "Lines of the access log that were not written: the disk or the reader is too slow."
 )

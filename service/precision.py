@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from perennial.bundle import Manifest
@@ -14,8 +14,21 @@ from perennial.settings import ServeSettings
 WORTH: Final = 1.1
 
 
-def choose(manifest: Manifest, serve: ServeSettings) -> tuple[str, str]:
+def native(runtime: str | None) -> tuple[str, tuple[str, ...]]:
+    """The runtime of that name, None for the fastest, and the precisions it computes in natively on this machine.
+
+    Raises:
+        InvalidSettings: it is not installed.
+    """
+    chosen = runtime or fastest_runtime()
+    return chosen, available_precisions(chosen)
+
+
+def choose(
+    manifest: Manifest, serve: ServeSettings, native: Callable[[str | None], tuple[str, Collection[str]]] = native
+) -> tuple[str, str]:
     """The runtime and the precision that `serve.runtime` and `serve.precision` come to for a bundle on this machine.
+    `native` says what the machine can do; another process may answer for it.
 
     `auto` precision is the fastest by the bundle's certificates, among those that the processor computes in natively;
     float32 if none is clearly faster. A bundle without certificates is served in float32.
@@ -23,8 +36,7 @@ def choose(manifest: Manifest, serve: ServeSettings) -> tuple[str, str]:
     Raises:
         InvalidSettings: the runtime is not installed, or the precision asked for is not certified or not native.
     """
-    runtime = fastest_runtime() if serve.runtime == "auto" else serve.runtime
-    able = available_precisions(runtime)
+    runtime, able = native(None if serve.runtime == "auto" else serve.runtime)
     if serve.precision == "auto":
         return runtime, _fastest(manifest, able)
     if serve.precision not in manifest.precisions:

@@ -32,6 +32,11 @@ logger = logging.getLogger("perennial.service")
 def document(error: PerennialError) -> dict[str, Any]:
     """The problem document of an error; counts it by its slug."""
     metrics.rejected.add((error.slug,))
+    return plain_document(error)
+
+
+def plain_document(error: PerennialError) -> dict[str, Any]:
+    """The problem document of an error, not counted."""
     return {
         "type": f"{URN}{error.slug}",
         "title": error.title,

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import secrets
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
@@ -21,6 +22,8 @@ from service import problems
 
 # A client could fill the log with these; they are counted in `perennial_rejected_total` instead.
 _CLIENTS_FAULTS: Final = ("Invalid HTTP request received.", "Unsupported upgrade request.")
+Early = Callable[[bytes, bytes, Iterable[tuple[bytes, bytes]], bool], bytes | None]
+
 _CONTINUE: Final = b"HTTP/1.1 100"
 
 
@@ -31,6 +34,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     most_silent: ClassVar[int] = 2**16
+    #: May answer a request by its beginning alone: its method, URL, header, and whether the connection is kept.
+    early: ClassVar[Early | None] = None
 
     _silent = 0
     _progress = False
@@ -56,10 +61,26 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._progress = self._in_body = True
+        if self._answered_early():
+            return
         super().on_headers_complete()
-
         if self.cycle is not None and self.scope["method"] != "HEAD":  # which has no body to join
             self.cycle.transport = _Joined(self.transport)  # type: ignore[assignment]
+
+    def _answered_early(self) -> bool:
+        early = BoundedProtocol.early
+        if early is None or not (self.cycle is None or self.cycle.response_complete):
+            return False
+        keep_alive = self.parser.should_keep_alive()
+        answer = early(self.parser.get_method(), self.url, self.headers, keep_alive)
+        if answer is None:
+            return False
+        self.cycle = _ANSWERED  # type: ignore[assignment]  # what comes of the body is thrown away
+        self.transport.write(answer)
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        return True
 
     def on_body(self, body: bytes) -> None:
         self._progress = True
@@ -76,6 +97,18 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()
+
+
+class _Answered:
+    """Stands for a request that has its answer already."""
+
+    response_complete = True
+
+    def __init__(self) -> None:
+        self.message_event = asyncio.Event()
+
+
+_ANSWERED: Final = _Answered()
 
 
 class _Joined:

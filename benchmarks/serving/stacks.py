@@ -120,15 +120,15 @@ class Server:
             total += used.user + used.system
         return total
 
-    def memory(self) -> list[float]:
-        """Resident MB of each process, the largest first."""
-        sizes = []
-        for process in self.processes():
-            try:
-                sizes.append(process.memory_info().rss / 2**20)
-            except psutil.NoSuchProcess:
-                continue
-        return sorted(sizes, reverse=True)
+    def memory(self) -> tuple[float, float]:
+        """Resident MB of the largest worker, with the processes it has started, and of everything."""
+        try:
+            root = psutil.Process(self.process.pid)
+            workers = [_resident([worker, *worker.children(recursive=True)]) for worker in root.children()]
+        except psutil.NoSuchProcess:
+            return 0.0, 0.0
+        own = _resident([root])
+        return max(workers, default=own), own + sum(workers)
 
     def settle(self, seconds: float = 20.0) -> None:
         """Wait until what the last load left behind is done, so that it is not charged to the next."""
@@ -197,7 +197,7 @@ def ask(server: Server, body: bytes, content_type: str) -> dict[str, Any]:
 
 
 class MemoryWatch:
-    """The largest memory seen while it is open: `worker` of one process, `total` of all, in MB."""
+    """The largest memory seen while it is open: `worker` of one worker and what it started, `total` of all, in MB."""
 
     def __init__(self, server: Server) -> None:
         self.worker = self.total = 0.0
@@ -215,9 +215,17 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
-            sizes = self._server.memory()
-            self.worker = max(self.worker, *sizes[:1], 0.0)
-            self.total = max(self.total, sum(sizes))
+            worker, total = self._server.memory()
+            self.worker = max(self.worker, worker)
+            self.total = max(self.total, total)
+
+
+def _resident(processes: Sequence[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it has ended just now
+            total += process.memory_info().rss / 2**20
+    return total
 
 
 def _await(server: Server, path: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +19,16 @@ from tests.service.conftest import COLOURS, SIDE, World, graph_bytes, picture, s
 
 @dataclass
 class Counted:
-    """A graph that remembers how many images it was given at once, and can fail."""
+    """A graph that remembers how many images it was given at once, and can fail or wait."""
 
     graph: Graph
     sizes: list[int] = field(default_factory=list)
     fails: bool = False
+    before: Callable[[], object] = lambda: None
 
     def run(self, pixels: Pixels) -> GraphOutput:
         self.sizes.append(len(pixels))
+        self.before()
         if self.fails:
             raise RuntimeError("the device is gone")
         return self.graph.run(pixels)
@@ -43,23 +46,35 @@ def coloured(index: int) -> Pixels:
     return pixels
 
 
-def run(counted: Any, count: int, *, most: int, seconds: float = 0.01) -> list[Any]:
-    async def main() -> list[Any]:
-        batching = Batching(most=most, seconds=seconds)
-        made = [batching.run(counted, coloured(index)) for index in range(count)]
-        found = await asyncio.gather(*made, return_exceptions=True)
-        batching.close()
-        return found
+def run(graphs: list[Any], *, most: int, seconds: float = 0.01) -> tuple[list[Any], list[int]]:
+    """One image for each of the graphs, all at once: what each got, and the sizes that were said."""
+    batching = Batching(most=most, seconds=seconds)
+    got: list[Any] = [None] * len(graphs)
+    said: list[int] = []
+    left = threading.Semaphore(0)
 
-    return asyncio.run(main())
+    def keep(index: int) -> Callable[[GraphOutput | Exception, int], None]:
+        def done(output: GraphOutput | Exception, batch: int) -> None:
+            got[index] = output
+            said.append(batch)
+            left.release()
+
+        return done
+
+    for index, graph in enumerate(graphs):
+        batching.add(graph, coloured(index), keep(index))
+    for _ in graphs:
+        assert left.acquire(timeout=10)
+    return got, said
 
 
 def test_images_share_inferences_and_each_gets_its_own_row(graph: Graph) -> None:
     counted = Counted(graph)
-    outputs = run(counted, 20, most=8)
+    outputs, said = run([counted] * 20, most=8)
     assert sum(counted.sizes) == 20
     assert max(counted.sizes) == 8
     assert len(counted.sizes) <= 4
+    assert [size for size in said if size] == counted.sizes
     for index, output in enumerate(outputs):
         alone = graph.run(coloured(index)[np.newaxis])
         assert np.allclose(output.probabilities, alone.probabilities, atol=1e-6)
@@ -68,25 +83,29 @@ def test_images_share_inferences_and_each_gets_its_own_row(graph: Graph) -> None
 
 def test_one_image_waits_no_longer_than_the_window(graph: Graph) -> None:
     counted = Counted(graph)
-    (output,) = run(counted, 1, most=8, seconds=0.01)
+    (output,), _ = run([counted], most=8, seconds=0.01)
     assert counted.sizes == [1]
     assert output.probabilities.shape == (1, 3)
 
 
+def test_images_that_come_while_one_is_computed_are_the_next_batch(graph: Graph) -> None:
+    come = threading.Event()
+    counted = Counted(graph, before=lambda: come.wait(10))
+    threading.Timer(0.3, come.set).start()
+    run([counted] * 9, most=4, seconds=0)
+    assert counted.sizes[0] <= 4
+    assert counted.sizes[1] == 4
+
+
 def test_a_device_that_fails_answers_everybody(graph: Graph) -> None:
-    outcomes = run(Counted(graph, fails=True), 10, most=4)
+    outcomes, _ = run([Counted(graph, fails=True)] * 10, most=4)
     assert [type(outcome) for outcome in outcomes] == [RuntimeError] * 10
 
 
 def test_a_batch_never_mixes_models(graph: Graph) -> None:
     one, other = Counted(graph), Counted(graph)
-
-    async def main() -> None:
-        batching = Batching(most=16, seconds=0.01)
-        await asyncio.gather(*(batching.run((one, other)[index % 4 > 1], coloured(index)) for index in range(16)))  # type: ignore[arg-type]
-        batching.close()
-
-    asyncio.run(main())
+    outcomes, _ = run([(one, other)[index % 4 > 1] for index in range(16)], most=16)
+    assert all(isinstance(outcome, GraphOutput) for outcome in outcomes)
     assert (sum(one.sizes), sum(other.sizes)) == (8, 8)
 
 

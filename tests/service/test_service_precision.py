@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from perennial.bundle import Certificate, Estimate, Manifest, new_version, open_bundle, upload_bundle, write_bundle
@@ -16,6 +16,7 @@ from perennial.ledger import deployments, models
 from perennial.ledger.events import EventKind
 from perennial.settings import ServeSettings, Settings, load_settings
 from service import precision
+from service.inference import Inference, ModelHandle
 from service.live_model import LiveModels, load
 from tests.service.conftest import World, picture, serving
 
@@ -115,23 +116,33 @@ def test_onnx_runtime_serves_float32_whatever_else_is_certified(world: World) ->
     assert precision.choose(manifest, ServeSettings(runtime=ONNXRUNTIME)) == (ONNXRUNTIME, FLOAT32)
 
 
+@pytest.fixture
+def inference() -> Iterator[Inference]:
+    inference = Inference(ServeSettings(), threads=1)
+    yield inference
+    inference.close()
+
+
 @needs_bfloat16
-def test_a_model_says_what_it_runs_in(world: World) -> None:
+def test_a_model_says_what_it_runs_in(world: World, inference: Inference) -> None:
     publish(world, {FLOAT32: certificate(1000), BFLOAT16: certificate(1500)})
     deployment = deployments.live(world.engine, world.settings.name)
-    live = load(world.engine, world.storage, world.settings, deployment, 1)
-    assert (live.precision, live.graph.precision) == (BFLOAT16, BFLOAT16)
-    plain = load(world.engine, world.storage, serving_as(world.settings, precision=FLOAT32), deployment, 1)
-    assert (plain.precision, plain.graph.precision) == (FLOAT32, FLOAT32)
-    red = np.zeros((1, 32, 32, 3), np.uint8)
-    red[..., 0] = 200
-    assert live.graph.run(red).probabilities.argmax() == plain.graph.run(red).probabilities.argmax() == 0
+    live = load(world.engine, world.storage, world.settings, deployment, inference)
+    assert (live.precision, live.model.precision) == (BFLOAT16, BFLOAT16)
+    plain = load(world.engine, world.storage, serving_as(world.settings, precision=FLOAT32), deployment, inference)
+    assert (plain.precision, plain.model.precision) == (FLOAT32, FLOAT32)
+
+    async def label(model: ModelHandle) -> int:
+        return int((await inference.score(model, picture("red"))).probabilities.argmax())
+
+    with asyncio.Runner() as runner:
+        assert runner.run(label(live.model)) == runner.run(label(plain.model)) == 0
 
 
-def test_a_model_without_the_precision_asked_for_leaves_the_old_one_serving(world: World) -> None:
+def test_a_model_without_the_precision_asked_for_leaves_the_old_one_serving(world: World, inference: Inference) -> None:
     first = publish(world, {FLOAT32: certificate(1000), BFLOAT16: certificate(1500), INT8: certificate(500)})
     settings = serving_as(world.settings, precision=FLOAT32)
-    live = LiveModels(lambda: world.engine, world.storage, settings, threads=1)
+    live = LiveModels(lambda: world.engine, world.storage, settings, inference)
     live.look()
     assert live.get().version == first
     live._settings = serving_as(world.settings, precision=INT8)  # as a worker that was started so

@@ -1,0 +1,152 @@
+"""What the service and its inference process say to each other.
+
+Bytes of images go one way and vectors the other way through memory that both have mapped, divided into slots. Which
+slot holds what is said in small messages over a socket that keeps their borders (SOCK_SEQPACKET): any of the process's
+threads may take the next one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from perennial.errors import InvalidImage
+from perennial.images import ImageHeader
+
+Floats = NDArray[np.float32]
+
+_JOB: Final = struct.Struct("<IIQ")  # slot, length of the image, model
+_REPLY: Final = struct.Struct("<IBI3d3I")  # slot, kind, batch, three times, lengths of three vectors
+#: No message is longer.
+MESSAGE_BYTES: Final = 32 * 1024
+_MAX_TEXT: Final = 4000
+_SCORED, _REFUSED, _FAILED = range(3)
+# Memory of a slot that held more than this is given back to the system.
+_KEEP_BYTES: Final = 4 * 2**20
+
+
+class ImageMemory:
+    """Memory that several processes have mapped: `count` slots of `size` bytes each. Only what was written takes room.
+
+    Args:
+        descriptor: of the memory that another process made; None makes it.
+    """
+
+    def __init__(self, count: int, size: int, descriptor: int | None = None) -> None:
+        self.count: Final = count
+        self.size: Final = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        if descriptor is None:
+            descriptor = os.memfd_create("perennial-images")
+            os.ftruncate(descriptor, self.count * self.size)
+        self.descriptor: Final = descriptor
+        self._memory = mmap.mmap(descriptor, self.count * self.size)
+
+    def put(self, slot: int, data: bytes) -> None:
+        start = slot * self.size
+        self._memory[start : start + len(data)] = data
+
+    def get(self, slot: int, length: int) -> bytes:
+        start = slot * self.size
+        return self._memory[start : start + length]
+
+    def release(self, slot: int, length: int) -> None:
+        """What `put` wrote is not needed any more."""
+        if length > _KEEP_BYTES:
+            self._memory.madvise(mmap.MADV_REMOVE, slot * self.size, self.size)
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self.descriptor)
+
+    def put_vectors(self, slot: int, vectors: tuple[Floats, ...]) -> None:
+        self.put(slot, b"".join(vector.tobytes() for vector in vectors))
+
+    def get_vectors(self, slot: int, lengths: tuple[int, ...]) -> list[Floats]:
+        """Copies of float32 vectors of these lengths."""
+        data = self.get(slot, 4 * sum(lengths))
+        vectors, start = [], 0
+        for length in lengths:
+            vectors.append(np.frombuffer(data, np.float32, length, start))
+            start += 4 * length
+        return vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An image of `length` bytes lies in `slot`; `model` is to score it."""
+
+    slot: int
+    length: int
+    model: int
+
+    def pack(self) -> bytes:
+        return _JOB.pack(self.slot, self.length, self.model)
+
+    @classmethod
+    def unpack(cls, message: bytes) -> Job:
+        return cls(*_JOB.unpack(message))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An image's scores. `probabilities` [K], `embedding` [E], `properties` [P], float32; `digest`: SHA-256 of its
+    bytes in hex; `began`: the moment (`time.perf_counter`, one clock for all processes of a machine) its turn came;
+    `batch`: how many images the inference had, said to the first of them only; 0 where images are not gathered."""
+
+    header: ImageHeader
+    digest: str
+    probabilities: Floats
+    embedding: Floats
+    properties: Floats
+    began: float
+    decode_seconds: float
+    infer_seconds: float
+    batch: int
+
+
+class InferenceFailed(RuntimeError):
+    """A fault of ours; the text is the process's traceback."""
+
+
+def pack_scored(memory: ImageMemory, slot: int, scored: Scored) -> bytes:
+    """The message that says so, after the vectors were put into the slot."""
+    vectors = (scored.probabilities, scored.embedding, scored.properties)
+    memory.put_vectors(slot, vectors)
+    header = scored.header
+    text = orjson.dumps([header.format, header.mode, header.width, header.height, scored.digest])
+    times = (scored.began, scored.decode_seconds, scored.infer_seconds)
+    return _REPLY.pack(slot, _SCORED, scored.batch, *times, *map(len, vectors)) + text
+
+
+def pack_error(slot: int, error: Exception, traceback: str) -> bytes:
+    """The message that an image cannot be read, or that something else failed."""
+    if isinstance(error, InvalidImage):
+        kind, text = _REFUSED, orjson.dumps([type(error).__name__, error.detail[:_MAX_TEXT]])
+    else:
+        kind, text = _FAILED, orjson.dumps([traceback[-_MAX_TEXT:]])
+    return _REPLY.pack(slot, kind, 0, 0.0, 0.0, 0.0, 0, 0, 0) + text
+
+
+def unpack_reply(memory: ImageMemory, message: memoryview) -> tuple[int, Scored | Exception]:
+    """The slot, and what became of its image."""
+    slot, kind, batch, began, decode, infer, *lengths = _REPLY.unpack_from(message)
+    said = orjson.loads(message[_REPLY.size :])
+    if kind == _SCORED:
+        probabilities, embedding, properties = memory.get_vectors(slot, tuple(lengths))
+        header = ImageHeader(*said[:4])
+        return slot, Scored(header, said[4], probabilities, embedding, properties, began, decode, infer, batch)
+    if kind == _REFUSED:
+        return slot, _error_of(*said)
+    return slot, InferenceFailed(said[0])
+
+
+def _error_of(name: str, detail: str) -> Exception:
+    kinds = {kind.__name__: kind for kind in InvalidImage.__subclasses__()}
+    return kinds.get(name, InvalidImage)(detail)
