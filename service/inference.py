@@ -38,6 +38,9 @@ _STOP_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 1.0
 _STUCK: Final = 2.0  # times the setting `serve.timeout`: whoever waited has long been answered
 _LONGEST_PAUSE_SECONDS: Final = 30.0
+# Images that lie ready beside those that are worked on, so that no thread waits for the event loop. (Where images are
+# gathered for a device, two batches.)
+_AHEAD: Final = 3
 # glibc gives freed memory back to the system and asks for it again for every image, page by page: a twentieth of the
 # time of a small one. These keep up to so many bytes instead.
 _MALLOC: Final = {
@@ -83,7 +86,7 @@ class Inference:
         slots = threads + 2 * serve.batch_images
         self._memory = ImageMemory(slots, max(serve.max_bytes, _LEAST_SLOT_BYTES))
         self._free = list(range(slots))
-        self._most_working = threads + 1
+        self._most_working = threads + _AHEAD
         self._waiting: deque[_Image] = deque()
         self._working: dict[int, _Image] = {}
         self._buffer = memoryview(bytearray(MESSAGE_BYTES))
@@ -135,9 +138,7 @@ class Inference:
             "classes": len(manifest.classes),
         }
         said = self._call("load", **call)
-        # One image beside those that are worked on, so that no thread waits for the event loop; where they are
-        # gathered for a device, two batches.
-        self._most_working = self._threads + (2 * self._serve.batch_images if said["batched"] else 1)
+        self._most_working = self._threads + (2 * self._serve.batch_images if said["batched"] else _AHEAD)
         handle = ModelHandle(number, runtime, precision, call)
         self._models[number] = handle
         self._loaded.add(number)

@@ -6,6 +6,7 @@ refused as soon as its header is there, without an ASGI call; its body is thrown
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -38,6 +39,7 @@ class EarlyRefusal:
             + REQUEST_ID_HEADER
             + b": "
         )
+        self._let_in = 0
         self._close = b"\r\nconnection: close"
         self._body = b"\r\n\r\n" + body
 
@@ -45,9 +47,10 @@ class EarlyRefusal:
         self, method: bytes, url: bytes, headers: Iterable[tuple[bytes, bytes]], keep_alive: bool
     ) -> bytes | None:
         """The whole answer, or None where the request has to be looked at."""
-        if not self._slots.full or method != _METHOD or not url.startswith(_PATH):
+        if method != _METHOD or not url.startswith(_PATH) or url[len(_PATH) : len(_PATH) + 1] not in (b"", b"?"):
             return None
-        if url[len(_PATH) : len(_PATH) + 1] not in (b"", b"?"):
+        if self._slots.free() > self._let_in:
+            self._let_in_one()
             return None
         sent = None
         for name, value in headers:
@@ -57,3 +60,12 @@ class EarlyRefusal:
                 sent = value
         metrics.rejected.add((self._slug,))
         return b"".join((self._head, request_id_of(sent), b"" if keep_alive else self._close, self._body))
+
+    def _let_in_one(self) -> None:
+        # It takes its slot when its task runs. Until then others arrive, and would each find the same slot free.
+        if self._let_in == 0:
+            asyncio.get_running_loop().call_soon(self._all_in)
+        self._let_in += 1
+
+    def _all_in(self) -> None:
+        self._let_in = 0

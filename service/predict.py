@@ -47,9 +47,8 @@ class Slots:
             raise Overloaded(self.full_text)
         self._taken += images
 
-    @property
-    def full(self) -> bool:
-        return self._taken >= self._most
+    def free(self) -> int:
+        return self._most - self._taken
 
     def give(self, images: int = 1) -> None:
         self._taken -= images

@@ -146,7 +146,9 @@ def test_it_is_started_again_with_its_models_and_what_waited_is_answered(inferen
 
     outcomes = inference.runner.run(main())
     assert {type(outcome) for outcome in outcomes} <= {Scored, InferenceLost}
-    assert sum(isinstance(outcome, InferenceLost) for outcome in outcomes) <= 3  # those it worked on, and one ahead
+    assert (
+        sum(isinstance(outcome, InferenceLost) for outcome in outcomes) <= 5
+    )  # those it worked on, and three that lay ready
     assert inference.ready
     assert inference._process.pid != killed
 
