@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -147,7 +147,8 @@ class Inference:
     def forget_unused(self) -> None:
         """Let go of graphs that nobody holds a handle of any more."""
         for number in self._loaded - set(self._models.keys()):
-            self._call("forget", model=number)
+            with suppress(InferenceLost):  # the next process does not get it at all
+                self._call("forget", model=number)
             self._loaded.discard(number)
 
     def score(self, model: ModelHandle, data: bytes) -> asyncio.Future[Scored]:
@@ -263,7 +264,7 @@ class Inference:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service.inference_process", setup.to_json()],
                 pass_fds=(setup.jobs, setup.control, setup.memory),
-                env={**_MALLOC, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**_MALLOC, **_harmless(os.environ), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
             )
         self._jobs, self._control = jobs, control
@@ -281,7 +282,10 @@ class Inference:
             self._up = False
             self._in_loop(self._lose, self._jobs)
             self._closing.wait(min(0.1 * 2**failures, _LONGEST_PAUSE_SECONDS) if failures > 1 else 0.0)
-            self._start_again()
+            try:
+                self._start_again()
+            except OSError as error:  # no memory, no processes left; tried again after a pause
+                logger.error("the inference process cannot be started: %s", error)
 
     def _wait(self) -> int:
         """Until the process ends, by itself or because it is stuck on an image. Its exit status."""
@@ -330,6 +334,11 @@ class Inference:
         assert self._loop is not None
         self._loop.add_reader(self._jobs, self._receive, self._jobs)
         self._send_waiting()
+
+
+def _harmless(variables: Mapping[str, str]) -> dict[str, str]:
+    """Without our own settings: the process that reads strangers' bytes needs no password of the database."""
+    return {name: value for name, value in variables.items() if not name.startswith("PERENNIAL_")}
 
 
 def _cause(status: int) -> str:

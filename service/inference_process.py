@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -103,9 +104,11 @@ class InferenceProcess:
     def _warm_up(self, graph: Graph, crop: int, classes: int) -> None:
         blank = np.zeros((1, crop, crop, 3), dtype=np.uint8)
         try:
-            probabilities = graph.run(blank).probabilities
+            with ThreadPoolExecutor(self._setup.threads) as pool:  # as many at once as there will be
+                outputs = list(pool.map(lambda _: graph.run(blank), range(self._setup.threads)))
         except (RuntimeError, ValueError) as error:
             raise InvalidBundle(f"the graph does not run on {crop} x {crop} pixels: {error}") from error
+        probabilities = outputs[0].probabilities
         if probabilities.shape != (1, classes) or not np.isfinite(probabilities).all():
             raise InvalidBundle(f"the graph gives {probabilities.shape[-1]} probabilities, the manifest {classes}")
 

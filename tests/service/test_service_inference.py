@@ -188,6 +188,16 @@ def test_the_server_outlives_its_death_under_load(world: World) -> None:
     assert world.rows() == len(clients.answers)
 
 
+def test_it_ends_with_its_worker_and_knows_no_password(world: World) -> None:
+    world.publish_live()
+    with serving(world) as server:
+        (process,) = processes_of(server)
+        assert not any(name.startswith("PERENNIAL_") for name in process.environ())
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        assert wait(lambda: not process.is_running())
+
+
 def test_messages_come_out_as_they_went_in() -> None:
     memory = ImageMemory(3, 100)
     assert memory.size >= 100
