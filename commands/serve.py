@@ -35,6 +35,7 @@ def serve(
     """
     settings = console.settings_for(name, serve={"host": host, "port": port, "workers": workers})
     address = _address(settings)
+    _refuse_other_systems()
     _refuse_shadow(Path.cwd())
     _refuse_taken(address, settings.serve.port)
     _refuse_unwritable(settings.serve.access_log)
@@ -70,6 +71,13 @@ def _address(settings: Settings) -> str:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
         raise InvalidSettings(f"serve.host {host!r} is not an address of this machine: {error}") from error
+
+
+def _refuse_other_systems() -> None:
+    if not hasattr(os, "memfd_create"):
+        raise InvalidSettings(
+            "serving needs Linux, for memory that several processes share; use the container image here"
+        )
 
 
 def _refuse_taken(address: str, port: int) -> None:

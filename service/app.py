@@ -26,12 +26,12 @@ from service import metrics, openapi, problems, protocol, routes
 from service.captures import Captures
 from service.edge import Edge, RealPath
 from service.feedback import FeedbackDesk
-from service.inference import Inference
+from service.inference import Inference, threads_for
 from service.ledger_link import LedgerLink
 from service.lifetime import end_with_parent
 from service.live_model import LiveModels
 from service.overload import EarlyRefusal
-from service.predict import Predictor, Slots, threads_for
+from service.predict import Predictor, Slots
 from service.recorder import Recorder
 
 _LEDGER_THREADS: Final = 4

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from perennial import errors
@@ -33,6 +34,7 @@ from service.inference_process import Setup
 from service.inference_wire import MESSAGE_BYTES, ImageMemory, Job, Scored, unpack_reply
 from service.problems import logger
 
+_CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 _LEAST_SLOT_BYTES: Final = 2**20  # room for an image's vectors, however small images must be
 _STOP_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 1.0
@@ -334,6 +336,21 @@ class Inference:
         assert self._loop is not None
         self._loop.add_reader(self._jobs, self._receive, self._jobs)
         self._send_waiting()
+
+
+def threads_for(serve: ServeSettings) -> int:
+    """Threads of one worker: as set, else its share of the cores and one more, which works while another waits for
+    Python's lock."""
+    return serve.threads or max(1, _cores() // serve.workers) + 1
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group, or no quota ("max")
+        return cores
 
 
 def _harmless(variables: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ threads may take the next one.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import struct
@@ -26,7 +27,7 @@ _JOB: Final = struct.Struct("<IIQ")  # slot, length of the image, model
 _REPLY: Final = struct.Struct("<IBI3d3I")  # slot, kind, batch, three times, lengths of three vectors
 #: No message is longer.
 MESSAGE_BYTES: Final = 32 * 1024
-_MAX_TEXT: Final = 4000
+_MAX_TEXT: Final = 2000  # characters, each up to twelve bytes of a message
 _SCORED, _REFUSED, _FAILED = range(3)
 # Memory of a slot that held more than this is given back to the system.
 _KEEP_BYTES: Final = 4 * 2**20
@@ -49,6 +50,8 @@ class ImageMemory:
         self._memory = mmap.mmap(descriptor, self.count * self.size)
 
     def put(self, slot: int, data: bytes) -> None:
+        if len(data) > self.size:  # it would run into the next one
+            raise ValueError(f"{len(data)} bytes do not fit into a slot of {self.size}")
         start = slot * self.size
         self._memory[start : start + len(data)] = data
 
@@ -128,20 +131,23 @@ def pack_scored(memory: ImageMemory, slot: int, scored: Scored) -> bytes:
 def pack_error(slot: int, error: Exception, traceback: str) -> bytes:
     """The message that an image cannot be read, or that something else failed."""
     if isinstance(error, InvalidImage):
-        kind, text = _REFUSED, orjson.dumps([type(error).__name__, error.detail[:_MAX_TEXT]])
+        kind, said = _REFUSED, [type(error).__name__, error.detail[:_MAX_TEXT]]
     else:
-        kind, text = _FAILED, orjson.dumps([traceback[-_MAX_TEXT:]])
-    return _REPLY.pack(slot, kind, 0, 0.0, 0.0, 0.0, 0, 0, 0) + text
+        kind, said = _FAILED, [traceback[-_MAX_TEXT:]]
+    # Not orjson: a decoder's message may hold what is no UTF-8.
+    return _REPLY.pack(slot, kind, 0, 0.0, 0.0, 0.0, 0, 0, 0) + json.dumps(said).encode()
 
 
 def unpack_reply(memory: ImageMemory, message: memoryview) -> tuple[int, Scored | Exception]:
     """The slot, and what became of its image."""
     slot, kind, batch, began, decode, infer, *lengths = _REPLY.unpack_from(message)
-    said = orjson.loads(message[_REPLY.size :])
+    text = message[_REPLY.size :]
     if kind == _SCORED:
+        said = orjson.loads(text)
         probabilities, embedding, properties = memory.get_vectors(slot, tuple(lengths))
         header = ImageHeader(*said[:4])
         return slot, Scored(header, said[4], probabilities, embedding, properties, began, decode, infer, batch)
+    said = json.loads(bytes(text))
     if kind == _REFUSED:
         return slot, _error_of(*said)
     return slot, InferenceFailed(said[0])

@@ -36,7 +36,8 @@ _TITLES: Final = {
     422: "A parameter, form field or JSON body that is not what the call takes",
     431: "The header is too large",
     500: "A fault of the server; its log says more",
-    503: "Not now: full, no model live, or the ledger or the disk is away; `Retry-After` says when to ask again",
+    503: "Not now: full, no model live, inference starting again, or the ledger or the disk is away; `Retry-After` "
+    "says when to ask again",
     504: "No answer in time",
 }
 _ALWAYS: Final = (400, 403, 414, 431, 500)  # anything may have a broken or too large header

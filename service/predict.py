@@ -8,10 +8,8 @@ memory and waiting are bounded; past `max_queue` slots the answer is 503 at once
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +17,6 @@ import numpy as np
 from perennial.errors import InvalidImage, InvalidParameter, Overloaded
 from perennial.ledger.ids import new_id
 from perennial.ledger.predictions import Prediction
-from perennial.settings import ServeSettings
 from service import metrics, problems
 from service.captures import Captures
 from service.inference import Inference
@@ -30,7 +27,6 @@ from service.recorder import Recorder
 from service.threads import Threads
 
 DEFAULT_TOP: Final = 3
-_CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Slots:
@@ -177,18 +173,3 @@ def top_of(value: str | None, classes: int) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 6 and 1 <= int(value) <= classes):
         raise InvalidParameter(f"top={value[:40]!r} is not a whole number from 1 to {classes}, the number of classes")
     return int(value)
-
-
-def threads_for(serve: ServeSettings) -> int:
-    """Threads of one worker: as set, else its share of the cores and one more, which works while another waits for
-    Python's lock."""
-    return serve.threads or max(1, _cores() // serve.workers) + 1
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CPU_QUOTA.read_text().split()
-        return min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group, or no quota ("max")
-        return cores

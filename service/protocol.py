@@ -71,7 +71,7 @@ class BoundedProtocol(HttpToolsProtocol):
         early = BoundedProtocol.early
         if early is None or not (self.cycle is None or self.cycle.response_complete):
             return False
-        keep_alive = self.parser.should_keep_alive()
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         answer = early(self.parser.get_method(), self.url, self.headers, keep_alive)
         if answer is None:
             return False

@@ -1,4 +1,4 @@
-"""Threads that decode and infer for the event loop.
+"""Threads that work for the event loop.
 
 A leaner `ThreadPoolExecutor`: one queue, one wake-up of the loop for each answer, and no second future.
 """

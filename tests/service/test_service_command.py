@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from commands.serve import serve
+from perennial.errors import InvalidSettings
 from service import metrics
 from tests.service.conftest import Server, World, environment, make_world, picture, serving, wait
 
@@ -116,3 +118,9 @@ def test_a_ledger_that_cannot_be_reached_is_said_at_once(tmp_path: Path) -> None
     assert answer.returncode == 1
     assert "ledger" in answer.stderr
     assert os.linesep + "Traceback" not in answer.stderr
+
+
+def test_another_system_than_linux_is_told_so(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with pytest.raises(InvalidSettings, match="serving needs Linux"):
+        serve(name=world.settings.name)

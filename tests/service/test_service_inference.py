@@ -21,7 +21,15 @@ from perennial.images import ImageHeader, InputRule, prepare
 from perennial.settings import ServeSettings
 from perennial.storage import sha256
 from service.inference import Inference, ModelHandle
-from service.inference_wire import ImageMemory, InferenceFailed, Scored, pack_error, pack_scored, unpack_reply
+from service.inference_wire import (
+    MESSAGE_BYTES,
+    ImageMemory,
+    InferenceFailed,
+    Scored,
+    pack_error,
+    pack_scored,
+    unpack_reply,
+)
 from tests.service.conftest import COLOURS, SIDE, Clients, Server, World, graph_bytes, picture, serving, wait
 
 
@@ -215,6 +223,13 @@ def test_messages_come_out_as_they_went_in() -> None:
         assert np.array_equal(mine, theirs)
     slot, refused = unpack_reply(memory, memoryview(pack_error(1, TruncatedImage("broken off"), "")))
     assert (slot, type(refused), str(refused)) == (1, TruncatedImage, "broken off")
+    odd = "\ud800" + "\U0001f600" * 5000
+    message = pack_error(1, TruncatedImage(odd), "")
+    assert len(message) < MESSAGE_BYTES
+    _, refused = unpack_reply(memory, memoryview(message))
+    assert str(refused) == odd[:2000]
+    with pytest.raises(ValueError, match="do not fit"):
+        memory.put(1, bytes(memory.size + 1))
     _, failed = unpack_reply(memory, memoryview(pack_error(0, ValueError("no"), "Traceback: no")))
     assert (type(failed), str(failed)) == (InferenceFailed, "Traceback: no")
     memory.close()
