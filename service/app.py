@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import bentoml
+
+from service import head_start  # isort: split
+
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from perennial.errors import LedgerUnavailable, PerennialError
-from perennial.settings import load_settings
 from perennial.storage import Storage
-from service import metrics, openapi, problems, protocol, routes
+from service import metrics, openapi, outline, problems, protocol, routes
 from service.captures import Captures
 from service.edge import Edge, RealPath
 from service.feedback import FeedbackDesk
@@ -35,10 +37,8 @@ from service.predict import Predictor, Slots
 from service.recorder import Recorder
 
 _LEDGER_THREADS: Final = 4
-# Ours answers first, with a problem document; BentoML's is there for what might never come back.
-_LAST_RESORT_SECONDS: Final = 15.0
 
-settings: Final = load_settings()
+settings: Final = head_start.settings
 hot_path: Final = routes.Endpoint(bentoml.get_current_service, routes.predict)
 
 
@@ -95,14 +95,7 @@ def _let_others_finish() -> None:
             problems.logger.info("the event loop is scheduled as any thread: %s", error)
 
 
-@bentoml.service(
-    name="perennial",
-    service_class=EdgedService,
-    workers=settings.serve.workers,
-    http={"host": settings.serve.host, "port": settings.serve.port},
-    traffic={"timeout": settings.serve.timeout + _LAST_RESORT_SECONDS},
-    logging={"access": {"enabled": False}},
-)
+@bentoml.service(**outline.options(settings.serve), service_class=EdgedService)
 @bentoml.asgi_app(routes.build(bentoml.get_current_service), path="/")
 class Perennial:
     """Classifies images with the live model, and records every prediction."""
@@ -112,7 +105,7 @@ class Perennial:
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
         metrics.forget_dead_workers()
         self.settings = settings
-        self.inference = Inference(settings.serve, threads_for(settings.serve))
+        self.inference = head_start.inference or Inference(settings.serve, threads_for(settings.serve))
         self.link = LedgerLink(settings.ledger_url)
         try:
             self.link.engine()
@@ -139,6 +132,7 @@ class Perennial:
         if not self.settings.serve.access_log:  # which lists refusals too
             protocol.BoundedProtocol.early = EarlyRefusal(self.slots)
         self.models.start()
+        head_start.finish()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:

@@ -256,6 +256,7 @@ class Inference:
             slots=self._memory.count,
             slot_bytes=self._memory.size,
             threads=self._threads,
+            runtime=None if serve.runtime == "auto" else serve.runtime,
             max_bytes=serve.max_bytes,
             max_pixels=serve.max_pixels,
             batching=serve.batching,

@@ -44,6 +44,7 @@ class Setup:
     slots: int
     slot_bytes: int
     threads: int
+    runtime: str | None
     max_bytes: int
     max_pixels: int
     batching: str
@@ -76,6 +77,8 @@ class InferenceProcess:
         """Returns when the service is gone."""
         for number in range(self._setup.threads):
             threading.Thread(target=self._work, name=f"infer-{number}", daemon=True).start()
+        # Found out before it is asked, while the service is starting still.
+        self._answer({"call": "runtime", "with": {"runtime": self._setup.runtime}})
         while message := self._control.recv(MESSAGE_BYTES):
             self._control.send(json.dumps(self._answer(json.loads(message))).encode())
 

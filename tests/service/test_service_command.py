@@ -124,3 +124,33 @@ def test_another_system_than_linux_is_told_so(monkeypatch: pytest.MonkeyPatch, w
     monkeypatch.delattr(os, "memfd_create")
     with pytest.raises(InvalidSettings, match="serving needs Linux"):
         serve(name=world.settings.name)
+
+
+def test_the_process_that_starts_the_workers_imports_no_service() -> None:
+    # It would import all of it for nothing, before the workers can.
+    program = (
+        "import importlib, sys\n"
+        "from service.outline import outline\n"
+        "from perennial.settings import ServeSettings\n"
+        "serve = ServeSettings(workers=3)\n"
+        "found = outline(serve)\n"
+        "assert not {'service.app', 'service.inference', 'openvino', 'uvicorn'} & set(sys.modules), sys.modules\n"
+        "module, name = found.import_string.split(':')\n"
+        "real = getattr(importlib.import_module(module), name)\n"
+        "assert found.name == real.name\n"
+        "assert found.config['workers'] == 3\n"
+        "assert found.config.keys() == real.config.keys()\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_a_worker_collects_no_garbage_while_it_starts_and_does_afterwards() -> None:
+    program = (
+        "import gc, service.app\n"
+        "assert not gc.isenabled()\n"
+        "service.app.head_start.finish()\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000 and gc.get_count()[2] == 0\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stderr
