@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from perennial.errors import (
     EmptyImage,
@@ -131,13 +131,14 @@ def prepare(
     Raises:
         EmptyImage, TooManyBytes, TooManyPixels, UnsupportedImageFormat, TruncatedImage, InvalidImage.
     """
-    image = _open(data, limits)
-    header = _header(image)
-    turn = _TURNS.get(_orientation(image))
+    opened = _open(data, limits)
+    header = _header(opened)
+    turn = _TURNS.get(_orientation(opened))
     try:
-        image.draft(None, (rule.resize, rule.resize))  # acts on JPEG only; never goes below this size
-        image.load()
-        image = _to_rgb(image)
+        opened.draft(None, (rule.resize, rule.resize))  # acts on JPEG only; never goes below this size
+        opened.decodermaxblock = len(data)  # decoded in one go: in Pillow's 64 KiB a large JPEG takes 2 % longer
+        opened.load()
+        image = _to_rgb(opened)
         if turn is not None:
             image = image.transpose(turn)
         image = _fit(image, rule)
@@ -150,7 +151,7 @@ def prepare(
     return PreparedImage(np.asarray(image), header)
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     if not data:
         raise EmptyImage("there are no bytes; send the image as the request body or in the field `image`")
     if len(data) > limits.max_bytes:

@@ -1,0 +1,1 @@
+"""What becomes of acknowledged predictions when things break, and of good answers when there are too many."""
