@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -141,6 +141,12 @@ class ServeSettings(Section):
         ge=1,
         description="Most images a worker holds at once; past it the answer is 503 with `Retry-After`.",
     )
+    max_queue_bytes: int = Field(
+        512 * 2**20,
+        ge=1,
+        description="Most bytes of images, as they were sent, that a worker holds at once; past it the answer is 503. "
+        "At least `max_bytes`.",
+    )
     timeout: float = Field(30.0, gt=0, description="Seconds until a request is answered with 504.")
     swap_interval: float = Field(
         1.0, gt=0, description="Seconds between looks at the ledger for a newly deployed model."
@@ -191,6 +197,12 @@ class ServeSettings(Section):
         "",
         description="Where a line of JSON goes for every request: a file, `-` for standard output; empty is nowhere.",
     )
+
+    @model_validator(mode="after")
+    def _one_image_fits(self) -> ServeSettings:
+        if self.max_queue_bytes < self.max_bytes:
+            raise ValueError("max_queue_bytes must be at least max_bytes, or no image of that size could be answered")
+        return self
 
     @property
     def drain_requests(self) -> int:

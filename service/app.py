@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 from perennial.errors import LedgerUnavailable, PerennialError
 from perennial.storage import Storage
 from service import metrics, openapi, outline, problems, protocol, routes
+from service.body_memory import BodyMemory
 from service.captures import Captures
 from service.edge import Edge, RealPath
 from service.feedback import FeedbackDesk
@@ -120,6 +121,7 @@ class Perennial:
         self.captures = Captures(storage, journal / "captures", settings.serve)
         self.predictor = Predictor(settings.name, self.inference, self.recorder, self.captures)
         self.slots = Slots(settings.serve.max_queue)
+        self.bodies = BodyMemory(settings.serve.max_queue_bytes, lambda: self.inference.most_working)
         self.feedback = FeedbackDesk(settings.name, self.recorder)
         self.ledger_threads = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
         self.models.look()

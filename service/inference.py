@@ -88,7 +88,7 @@ class Inference:
         slots = threads + 2 * serve.batch_images
         self._memory = ImageMemory(slots, max(serve.max_bytes, _LEAST_SLOT_BYTES))
         self._free = list(range(slots))
-        self._most_working = threads + _AHEAD
+        self.most_working = threads + _AHEAD  #: images that are sent to the process at once
         self._waiting: deque[_Image] = deque()
         self._working: dict[int, _Image] = {}
         self._buffer = memoryview(bytearray(MESSAGE_BYTES))
@@ -140,7 +140,7 @@ class Inference:
             "classes": len(manifest.classes),
         }
         said = self._call("load", **call)
-        self._most_working = self._threads + (2 * self._serve.batch_images if said["batched"] else _AHEAD)
+        self.most_working = self._threads + (2 * self._serve.batch_images if said["batched"] else _AHEAD)
         handle = ModelHandle(number, runtime, precision, call)
         self._models[number] = handle
         self._loaded.add(number)
@@ -164,7 +164,7 @@ class Inference:
             if self._up:
                 self._loop.add_reader(self._jobs, self._receive, self._jobs)
         each = _Image(model, data, self._loop.create_future())
-        if self._up and len(self._working) < self._most_working:
+        if self._up and len(self._working) < self.most_working:
             self._send(each)
         else:
             self._waiting.append(each)
@@ -198,7 +198,7 @@ class Inference:
             return
 
     def _send_waiting(self) -> None:
-        while self._waiting and len(self._working) < self._most_working:
+        while self._waiting and len(self._working) < self.most_working:
             each = self._waiting.popleft()
             if not each.scored.done():  # else the request was given up meanwhile
                 self._send(each)

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from perennial.errors import InvalidImage, InvalidParameter, TooManyBytes
 from perennial.settings import ServeSettings
+from service.body_memory import BodyMemory, Hold
 
 MAX_JSON_BYTES: Final = 4 * 2**20
 MAX_SOURCE: Final = 200  # characters, as the ledger keeps
@@ -36,31 +37,45 @@ def is_multipart(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-async def read_image(request: Request, serve: ServeSettings) -> Upload:
+def hold(memory: BodyMemory, request: Request, most: int) -> Hold:
+    """Room for a request's body of at most `most` bytes."""
+    length = request.headers.get("content-length", "")
+    return memory.hold(min(int(length), most) if length.isdigit() else most)
+
+
+async def read_image(request: Request, serve: ServeSettings, room: Hold) -> Upload:
     """One image: the raw body, or the multipart field `image`.
 
     Raises:
         TooManyBytes: the body, by its header or as it arrives, is over `serve.max_bytes`.
+        Overloaded: with those of other requests it is over `serve.max_queue_bytes`.
         InvalidParameter: the form is broken or has no such file.
     """
     if not is_multipart(request):
-        return Upload((await _read_body(request, serve.max_bytes),), source_of(_source_header(request)))
+        return Upload((await _read_body(request, serve.max_bytes, room),), source_of(_source_header(request)))
     limit = serve.max_bytes + (_MAX_FIELDS + 1) * _PART_OVERHEAD
-    return await _read_form(request, serve, field="image", most=1, limit=limit)
+    return await _read_form(request, serve, room, field="image", most=1, limit=limit)
 
 
-async def read_images(request: Request, serve: ServeSettings) -> Upload:
+async def read_images(request: Request, serve: ServeSettings, room: Hold) -> Upload:
     """Many images: the multipart fields `images`. One that is too large fails alone.
 
     Raises:
-        TooManyBytes: the whole body is more than `max_batch` images can be.
+        TooManyBytes: the whole body is more than `most_batch_bytes`.
+        Overloaded: with those of other requests it is over `serve.max_queue_bytes`.
         InvalidParameter: not multipart, broken, no file, or too many of them.
     """
     if not is_multipart(request):
         raise InvalidParameter("send multipart/form-data with one part named `images` for each image")
     most = min(serve.max_batch, serve.max_queue)
-    limit = most * (serve.max_bytes + _PART_OVERHEAD) + _MAX_FIELDS * _MAX_FIELD_BYTES
-    return await _read_form(request, serve, field="images", most=most, limit=limit)
+    return await _read_form(request, serve, room, field="images", most=most, limit=most_batch_bytes(serve))
+
+
+def most_batch_bytes(serve: ServeSettings) -> int:
+    """The most bytes of a request with many images: what they may be by their number and size, or what a worker may
+    hold."""
+    most = min(serve.max_batch, serve.max_queue)
+    return min(serve.max_queue_bytes, most * (serve.max_bytes + _PART_OVERHEAD) + _MAX_FIELDS * _MAX_FIELD_BYTES)
 
 
 async def read_json(request: Request) -> Any:
@@ -96,7 +111,7 @@ def plain_text(what: str, value: str, most: int) -> str:
     return value
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int, room: Hold | None = None) -> bytes:
     """The whole body. Most come in one message, and are then neither copied nor joined."""
     _refuse_length(request, limit)
     chunks: list[bytes] = []
@@ -111,6 +126,8 @@ async def _read_body(request: Request, limit: int) -> bytes:
             raise TooManyBytes(f"more than {limit:,} bytes; at most {limit:,} are accepted")
         chunks.append(chunk)
         more = message.get("more_body", False)
+        if room is not None:
+            room.add(len(chunk), more=more)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -120,20 +137,24 @@ def _refuse_length(request: Request, limit: int) -> None:
         raise TooManyBytes(f"{int(length):,} bytes; at most {limit:,} are accepted")
 
 
-async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def _bounded(request: Request, limit: int, room: Hold) -> AsyncGenerator[bytes, None]:
     _refuse_length(request, limit)
     total = 0
     async for chunk in request.stream():
         total += len(chunk)
         if total > limit:
             raise TooManyBytes(f"more than {limit:,} bytes; at most {limit:,} are accepted")
+        room.add(len(chunk), more=True)
         yield chunk
+    room.add(0, more=False)
 
 
-async def _read_form(request: Request, serve: ServeSettings, *, field: str, most: int, limit: int) -> Upload:
+async def _read_form(
+    request: Request, serve: ServeSettings, room: Hold, *, field: str, most: int, limit: int
+) -> Upload:
     parser = MultiPartParser(
         request.headers,
-        _bounded(request, limit),
+        _bounded(request, limit, room),
         max_files=most,
         max_fields=_MAX_FIELDS,
         max_part_size=_MAX_FIELD_BYTES,

@@ -23,9 +23,10 @@ from perennial.ledger import checks, deployments, events
 from perennial.ledger.deployments import Deployment
 from perennial.settings import Settings
 from service import feedback, keys, problems
+from service.body_memory import BodyMemory
 from service.feedback import FeedbackDesk
 from service.ledger_link import LedgerLink
-from service.limits import plain_text, read_image, read_images, read_json
+from service.limits import hold, most_batch_bytes, plain_text, read_image, read_images, read_json
 from service.live_model import LiveModel, LiveModels
 from service.predict import Predictor, Slots, top_of
 
@@ -45,6 +46,7 @@ class Desk(Protocol):
     models: LiveModels
     predictor: Predictor
     slots: Slots
+    bodies: BodyMemory
     link: LedgerLink
     feedback: FeedbackDesk
     ledger_threads: ThreadPoolExecutor
@@ -107,9 +109,11 @@ async def in_time(desk: Desk, handler: Callable[[Desk, Request], Awaitable[T]], 
 async def predict(desk: Desk, request: Request) -> dict[str, Any]:
     live = desk.models.get()
     top = top_of(request.query_params.get("top") if request.scope["query_string"] else None, len(live.classes))
+    serve = desk.settings.serve
     desk.slots.take()
     try:
-        return await desk.predictor.predict(live, await read_image(request, desk.settings.serve), top)
+        async with hold(desk.bodies, request, serve.max_bytes) as room:
+            return await desk.predictor.predict(live, await read_image(request, serve, room), top)
     finally:
         desk.slots.give()
 
@@ -117,13 +121,15 @@ async def predict(desk: Desk, request: Request) -> dict[str, Any]:
 async def predict_batch(desk: Desk, request: Request) -> dict[str, Any]:
     live = desk.models.get()
     top = top_of(request.query_params.get("top"), len(live.classes))
+    serve = desk.settings.serve
     taken = 1
     desk.slots.take()
     try:
-        upload = await read_images(request, desk.settings.serve)
-        desk.slots.take(len(upload.images) - 1)
-        taken = len(upload.images)
-        return {"results": await desk.predictor.predict_batch(live, upload, top)}
+        async with hold(desk.bodies, request, most_batch_bytes(serve)) as room:
+            upload = await read_images(request, serve, room)
+            desk.slots.take(len(upload.images) - 1)
+            taken = len(upload.images)
+            return {"results": await desk.predictor.predict_batch(live, upload, top)}
     finally:
         desk.slots.give(taken)
 

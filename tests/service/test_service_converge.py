@@ -79,7 +79,11 @@ def test_all_workers_come_to_a_new_version_in_time_and_the_metrics_say_so(world:
         def only(version: str) -> bool:
             return [one for one, value in served().items() if value == 1] == [version]
 
-        assert wait(lambda: only(versions[0]))
+        def swapped(times: int) -> bool:
+            return f'perennial_swaps_total{{outcome="done"}} {times}.0' in server.http.get("/metrics").text
+
+        assert wait(lambda: swapped(2))  # both have started
+        assert only(versions[0])
         with Clients(server, 2, image=picture("red", "PNG")) as senders:
             for version in versions[1:]:
                 began = time.monotonic()
@@ -91,4 +95,4 @@ def test_all_workers_come_to_a_new_version_in_time_and_the_metrics_say_so(world:
                     assert answer.json()["model"]["version"] == version
         assert senders.failures == []
         # Each of the two workers came to each of the three.
-        assert 'perennial_swaps_total{outcome="done"} 6.0' in server.http.get("/metrics").text
+        assert swapped(6)
