@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from perennial.errors import InvalidSettings, LedgerUnavailable
 from perennial.ledger.schema import HEAD
 
 _BUSY_SECONDS: Final = 15
+_BUSY_PAUSE_SECONDS: Final = 0.01
 _MIGRATION_LOCK: Final = 7_165_377  # any number, the same for every Perennial
 _BEGIN: Final = "perennial_begin"
 
@@ -95,7 +98,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     def configure(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(cursor)
         # A commit outlives the process at once; only a power cut could take the last ones.
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
@@ -105,6 +108,19 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
 
     return engine
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    # While another process changes a new file to this mode, SQLite says "locked" without waiting as it does elsewhere.
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_PAUSE_SECONDS)
 
 
 def _revision(engine: sa.Engine) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from perennial.errors import (
 from perennial.ledger import (
     EventKind,
     checks,
+    connect,
     deployments,
     events,
     labels,
@@ -274,6 +276,22 @@ def test_a_ledger_from_the_future_is_refused(ledger_url: str) -> None:
     engine.dispose()
     with pytest.raises(InvalidSettings, match="upgrade"):
         open_ledger(ledger_url)
+
+
+def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    # SQLite's own waiting does not cover the change to a write-ahead log.
+    def open_first(path: Path, together: threading.Barrier) -> None:
+        engine = connect._sqlite(sa.make_url(f"sqlite:///{path}"))
+        together.wait()
+        with engine.connect():
+            pass
+        engine.dispose()
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            together = threading.Barrier(8)
+            opened = [pool.submit(open_first, tmp_path / f"{number}.sqlite", together) for _ in range(8)]
+            assert [each.exception() for each in opened] == [None] * 8
 
 
 def test_several_processes_may_migrate_at_once(ledger_url: str) -> None:
