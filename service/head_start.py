@@ -13,14 +13,13 @@ import bentoml
 from perennial.settings import load_settings
 from service.inference import Inference, threads_for
 
-gc.disable()  # nothing of what is imported is garbage: an eighth of the time. `finish` turns it on again.
-
 settings: Final = load_settings()
 
 
 def _begin() -> Inference | None:
     if bentoml.server_context.worker_index is None:  # imported by something else than a worker, such as a build
         return None
+    gc.disable()  # nothing of what is imported is garbage: an eighth of the time. `finish` turns it on again.
     return Inference(settings.serve, threads_for(settings.serve))
 
 

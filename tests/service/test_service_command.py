@@ -145,12 +145,18 @@ def test_the_process_that_starts_the_workers_imports_no_service() -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-def test_a_worker_collects_no_garbage_while_it_starts_and_does_afterwards() -> None:
+@pytest.mark.parametrize("worker", [None, 1], ids=["elsewhere", "worker"])
+def test_a_worker_alone_starts_inference_early_and_collects_no_garbage_meanwhile(worker: int | None) -> None:
     program = (
-        "import gc, service.app\n"
-        "assert not gc.isenabled()\n"
-        "service.app.head_start.finish()\n"
+        "import gc, bentoml\n"
+        f"bentoml.server_context.worker_index = {worker}\n"
+        "import service.app\n"
+        "from service import head_start\n"
+        f"assert gc.isenabled() is {worker is None}\n"
+        f"assert (head_start.inference is None) is {worker is None}\n"
+        "head_start.finish()\n"
         "assert gc.isenabled() and gc.get_freeze_count() > 100_000 and gc.get_count()[2] == 0\n"
+        "if head_start.inference is not None: head_start.inference.close()\n"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 0, answer.stderr
