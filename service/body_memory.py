@@ -10,6 +10,7 @@ Used in the event loop's thread only.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -85,7 +86,7 @@ class BodyMemory:
 class Hold:
     """One request's part of the memory."""
 
-    __slots__ = ("_lapse", "_memory", "_received", "claim", "has_turn")
+    __slots__ = ("_lapse", "_memory", "_received", "claim", "has_turn", "waited")
 
     def __init__(self, memory: BodyMemory, claim: int) -> None:
         self._memory = memory
@@ -93,6 +94,7 @@ class Hold:
         self._lapse: asyncio.TimerHandle | None = None
         self.claim = claim
         self.has_turn = False
+        self.waited = 0.0  #: seconds for its turn
 
     async def __aenter__(self) -> Hold:
         memory = self._memory
@@ -101,12 +103,14 @@ class Hold:
             return self
         turn = asyncio.get_running_loop().create_future()
         memory._waiting.append((self, turn))
+        began = time.perf_counter()
         try:
             await turn
         except asyncio.CancelledError:
             if self.has_turn:
                 memory._give_turn(self)
             raise
+        self.waited = time.perf_counter() - began
         return self
 
     async def __aexit__(

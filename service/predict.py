@@ -61,16 +61,18 @@ class Predictor:
         self._thread = Threads(1, "record")
         self._last_id = ""
 
-    async def predict(self, live: LiveModel, upload: Upload, top: int) -> dict[str, Any]:
-        """Answer one image.
+    async def predict(self, live: LiveModel, upload: Upload, top: int, waited: float = 0.0) -> dict[str, Any]:
+        """Answer one image. `waited`: seconds in the queue before its body was read.
 
         Raises:
             InvalidImage, InferenceLost, JournalFull.
         """
         (image,) = upload.images
-        return await self._answer(live, image, upload.source, top)
+        return await self._answer(live, image, upload.source, top, waited)
 
-    async def predict_batch(self, live: LiveModel, upload: Upload, top: int) -> list[dict[str, Any]]:
+    async def predict_batch(
+        self, live: LiveModel, upload: Upload, top: int, waited: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Answer many images, in order; one that cannot be read gives `{"error": problem}` in its place.
 
         Raises:
@@ -79,7 +81,7 @@ class Predictor:
 
         async def one(image: bytes | InvalidImage) -> dict[str, Any]:
             try:
-                return await self._answer(live, image, upload.source, top)
+                return await self._answer(live, image, upload.source, top, waited)
             except InvalidImage as error:
                 return {"error": problems.document(error)}
 
@@ -90,11 +92,11 @@ class Predictor:
         self._thread.close()
 
     async def _answer(
-        self, live: LiveModel, image: bytes | InvalidImage, source: str | None, top: int
+        self, live: LiveModel, image: bytes | InvalidImage, source: str | None, top: int, waited: float
     ) -> dict[str, Any]:
         if isinstance(image, InvalidImage):
             raise image
-        received = time.perf_counter()
+        received = time.perf_counter() - waited
         scored = await self._inference.score(live.model, image)
         metrics.queue_seconds.observe(scored.began - received)
         metrics.decode_seconds.observe(scored.decode_seconds)

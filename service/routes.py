@@ -113,7 +113,7 @@ async def predict(desk: Desk, request: Request) -> dict[str, Any]:
     desk.slots.take()
     try:
         async with hold(desk.bodies, request, serve.max_bytes) as room:
-            return await desk.predictor.predict(live, await read_image(request, serve, room), top)
+            return await desk.predictor.predict(live, await read_image(request, serve, room), top, room.waited)
     finally:
         desk.slots.give()
 
@@ -129,7 +129,7 @@ async def predict_batch(desk: Desk, request: Request) -> dict[str, Any]:
             upload = await read_images(request, serve, room)
             desk.slots.take(len(upload.images) - 1)
             taken = len(upload.images)
-            return {"results": await desk.predictor.predict_batch(live, upload, top)}
+            return {"results": await desk.predictor.predict_batch(live, upload, top, room.waited)}
     finally:
         desk.slots.give(taken)
 

@@ -44,6 +44,7 @@ def test_large_bodies_are_read_in_order_as_others_leave() -> None:
         async def request(number: int) -> None:
             async with memory.hold(10 * MIB) as room:
                 room.add(10 * MIB, more=False)
+                assert (room.waited > 0) is (number >= 2)
                 read.append(number)
                 await leave[number].wait()
 
