@@ -31,8 +31,8 @@ confidence: Final = GatheredHistogram(
 )
 stage_seconds: Final = Histogram(
     "perennial_stage_seconds",
-    "Time of one image in each stage: queue (waiting to be read, then for a thread), decode, infer, record (until it is "
-    "safe on disk).",
+    "Time of one image in each stage: queue (waiting to be read, then for a thread), decode, infer, record (until it "
+    "is safe on disk).",
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0, 15.0),
 )
