@@ -53,6 +53,7 @@ class Estimate(_Part):
 class ClassMetrics(_Part):
     precision: Estimate
     recall: Estimate
+    f1: Estimate | None = None  # bundles of before this was computed have none
     support: int
 
 
@@ -95,6 +96,100 @@ class Dataset(_Part):
     captures: int = 0
 
 
+class CurvePoint(_Part):
+    """How a rung did after so many epochs and seconds of training: the share of the selection rows it had right."""
+
+    epoch: int
+    seconds: float
+    accuracy: float
+
+
+class Rung(_Part):
+    """One way to use, or not to use, what the backbone was pretrained on.
+
+    `accuracy`, `log_loss` (nats) and `difference` (paired, this rung minus the most accurate one) are on the selection
+    rows, none of which the rung was trained on for that answer; None where it was not tried, and `why` says why.
+    `seconds` is what training took, or was expected to. `parameters`, `multiply_adds` (an image) and `milliseconds` (an
+    image, one thread, as it would be served) are the price of an answer.
+    """
+
+    name: str
+    tried: bool
+    why: str = ""
+    accuracy: Estimate | None = None
+    log_loss: float | None = None
+    difference: Estimate | None = None
+    seconds: float = 0.0
+    epochs: int = 0
+    parameters: int = 0
+    multiply_adds: int = 0
+    milliseconds: float | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+
+class Signals(_Part):
+    """What the choice was made from: size and similarity, both measured.
+
+    `similarity` is how much of the simple baseline's error the probe takes away (1: all; 0 or less: none), `h_score`
+    the regularised H-score a class (Ibrahim et al., 2021). `expected_gain` is what each rung above the probe was
+    predicted to add to its accuracy.
+    """
+
+    images: int
+    classes: int
+    fewest_in_a_class: int
+    similarity: float
+    h_score: float
+    expected_gain: dict[str, float] = {}
+
+
+class Arrival(_Part):
+    """When training first reached an accuracy; None where it never did."""
+
+    epochs: int | None
+    seconds: float | None
+
+
+class Transfer(_Part):
+    """The three indicators of transfer: the pretrained knowledge alone (`alone`, against the same network with random
+    weights, both frozen), the time to `to_accuracy` with and without it, and the final accuracy with and without it.
+    `verdict` is `positive`, `negative`, `none` (no measurable difference) or `not measured`; `simple_suffices` says that
+    the simple baseline is not measurably worse than the best rung. `says` is the same in sentences."""
+
+    verdict: str
+    simple_suffices: bool
+    says: tuple[str, ...]
+    alone: Estimate | None = None
+    alone_random: Estimate | None = None
+    to_accuracy: float | None = None
+    arrival: Arrival | None = None
+    arrival_from_scratch: Arrival | None = None
+    final: Estimate | None = None
+    final_from_scratch: Estimate | None = None
+
+
+class Ladder(_Part):
+    """The rungs from the cheapest to the dearest, which was `chosen`, and the evidence. `selection` says on which rows
+    they were compared; `budget` is in seconds."""
+
+    chosen: str
+    selection: str
+    budget: float
+    rungs: tuple[Rung, ...]
+    signals: Signals | None = None
+    transfer: Transfer | None = None
+
+
+class Finding(_Part):
+    """Something about the data or the result that a person should look at. `kind` is a short stable name, such as
+    `duplicates_across_splits`; `message` says it in words, with its numbers and what to do; `locations` are images that
+    show it."""
+
+    kind: str
+    message: str
+    locations: tuple[str, ...] = ()
+
+
 class FileDigest(_Part):
     bytes: int
     sha256: str
@@ -102,7 +197,7 @@ class FileDigest(_Part):
 
 class Manifest(_Part):
     """`precisions` are the certified ones, which the service may run: float32 always. `certificates` tells of each
-    precision that was tried."""
+    precision that was tried, `ladder` of each strategy, `findings` of what to look at before trusting the metrics."""
 
     schema_number: int = SCHEMA
     name: str
@@ -121,6 +216,8 @@ class Manifest(_Part):
     properties: tuple[str, ...]
     precisions: tuple[str, ...]
     certificates: dict[str, Certificate] = {}
+    ladder: Ladder | None = None
+    findings: tuple[Finding, ...] = ()
     seed: int
     parent: str | None = None
     packages: dict[str, str]
