@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -57,9 +58,25 @@ _EXTRAS: Final = {
 
 def _collect() -> None:
     # Each module registers its own verbs; none of them imports a wing before the verb runs.
-    from commands import demo, keys, models, monitor, pretrain, prune, retrain, serve, status, train, watch
+    from commands import (
+        backbones,
+        demo,
+        import_model,
+        keys,
+        models,
+        monitor,
+        pretrain,
+        prune,
+        retrain,
+        serve,
+        status,
+        train,
+        watch,
+    )
 
     app.command("train")(train.train)
+    app.command("import")(import_model.import_model)
+    app.command("backbones")(backbones.backbones)
     app.command("serve")(serve.serve)
     app.command("monitor")(monitor.monitor)
     app.command("watch")(watch.watch)
@@ -95,6 +112,9 @@ def main() -> None:
     except KeyboardInterrupt:
         console.err.print("stopped")
         sys.exit(130)
+    finally:
+        if "triton" not in sys.modules:  # it would complain of leaks
+            gc.freeze()  # the interpreter's last collection then passes over all that was imported
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from commands import console
 from perennial.errors import PerennialError
@@ -43,7 +42,17 @@ def train(
         ),
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(metavar="auto|linear_probe", help="How the backbone is adapted.")
+        str | None,
+        typer.Option(
+            metavar="auto|linear_probe|partial|full|scratch",
+            help="How the backbone is adapted: auto climbs from the cheapest to the dearest while it pays.",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="What auto may spend on choosing; the setting `train.budget` unless given."
+        ),
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=0, help="Side of the square the network sees, in pixels; 0 is the weights' own.")
@@ -55,12 +64,17 @@ def train(
     settings = console.settings_for(
         name,
         train={
-            "backbone": backbone, "weights": weights, "strategy": strategy, "image_size": image_size, "seed": seed,
+            "backbone": backbone, "weights": weights, "strategy": strategy, "budget": budget, "image_size": image_size,
+            "seed": seed,
         },
     )  # fmt: skip
     _need_training_packages()
-    from perennial.ledger import open_ledger
-    from training.train import train as run
+    gc.disable()  # nothing of what is imported is garbage: looking for it takes a fifth of the time
+    try:
+        from perennial.ledger import open_ledger
+        from training.train import train as run
+    finally:
+        gc.enable()
 
     # The ledger first: better to hear now than after the work that it cannot be reached.
     engine = open_ledger(settings.ledger_url)
@@ -107,26 +121,17 @@ def _document(fitted: Fitted, live: bool) -> dict[str, Any]:
         "bundle": str(fitted.bundle.path),
         "report": str(fitted.bundle.report),
         "live": live,
+        "ladder": manifest.ladder.model_dump() if manifest.ladder else None,
+        "findings": [finding.model_dump() for finding in manifest.findings],
         "skipped": [{"location": skip.location, "reason": skip.reason} for skip in fitted.skipped],
     }
 
 
 def _print(fitted: Fitted, live: bool) -> None:
+    from commands.training_summary import print_summary
+
     manifest = fitted.bundle.manifest
-    dataset = manifest.dataset
-    table = Table(title=f"{manifest.name} {manifest.version}", show_header=False, title_justify="left")
-    table.add_row("strategy", f"{manifest.strategy}: {escape(manifest.why)}")
-    table.add_row("backbone", f"{manifest.backbone}, weights {escape(manifest.pretrained.source)}")
-    table.add_row("classes", escape(", ".join(manifest.classes)))
-    table.add_row("images", f"{dataset.train:,} train, {dataset.validation:,} validation, {dataset.test:,} test")
-    for key in ("accuracy", "macro_f1"):
-        estimate = manifest.metrics[key]
-        table.add_row(
-            key.replace("_", "-"), f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f}) on test"
-        )
-    table.add_row("time", f"{fitted.seconds:.1f} s")
-    table.add_row("report", escape(str(fitted.bundle.report)))
-    console.out.print(table)
+    print_summary(console.out, manifest, seconds=fitted.seconds, report=fitted.bundle.report)
     if live:
         console.out.print("It is live: [bold]perennial serve[/] answers with it.")
     else:

@@ -153,8 +153,8 @@ class Arrival(_Part):
 class Transfer(_Part):
     """The three indicators of transfer: the pretrained knowledge alone (`alone`, against the same network with random
     weights, both frozen), the time to `to_accuracy` with and without it, and the final accuracy with and without it.
-    `verdict` is `positive`, `negative`, `none` (no measurable difference) or `not measured`; `simple_suffices` says that
-    the simple baseline is not measurably worse than the best rung. `says` is the same in sentences."""
+    `verdict` is `positive`, `negative`, `none` (no measurable difference) or `not measured`; `simple_suffices` says
+    that the simple baseline is not measurably worse than the best rung. `says` is the same in sentences."""
 
     verdict: str
     simple_suffices: bool

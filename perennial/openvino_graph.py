@@ -23,7 +23,7 @@ _first_call = threading.Lock()
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """The one OpenVINO of this process, never let go: on processors with AVX-512 it gives the thread that makes it a
     stack for signals, and takes it away again with its last graph, in whatever thread that is; the next signal would
     then end the process."""
@@ -35,7 +35,7 @@ def _core() -> Any:
 @cache
 def native_precisions() -> tuple[str, ...]:
     """What this processor has instructions for; other precisions OpenVINO would emulate or quietly ignore."""
-    able = set(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    able = set(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return tuple(precision for precision, capability in _CAPABILITIES.items() if capability in able)
 
 
@@ -64,13 +64,13 @@ class OpenVinoGraph:
     def __init__(self, model: Path | bytes, *, threads: int, precision: str) -> None:
         import openvino
 
-        core = _core()
+        runtime = core()
         try:
-            network = core.read_model(model)
+            network = runtime.read_model(model)
             shape = network.input(INPUT).partial_shape
             shape[0] = 1
             network.reshape({INPUT: shape})
-            self._compiled = core.compile_model(
+            self._compiled = runtime.compile_model(
                 network,
                 "CPU",
                 {

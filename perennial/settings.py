@@ -44,9 +44,13 @@ class TrainSettings(Section):
         description="`default` (torchvision's own, downloaded by torchvision), `builtin` (ships with Perennial), "
         "`none` (random, on purpose), or the path of a local `.pth` or `.safetensors` file.",
     )
-    strategy: Literal["auto", "linear_probe"] = Field(
+    strategy: Literal["auto", "linear_probe", "partial", "full", "scratch"] = Field(
         "auto",
-        description="How the backbone is adapted. `auto` picks; `linear_probe` trains only a new head.",
+        description="How the backbone is adapted. `auto` climbs the ladder and picks; `linear_probe` trains only a new "
+        "head; `partial` the last stages as well, `full` every layer, `scratch` the same network from random weights.",
+    )
+    budget: float = Field(
+        300.0, gt=0, description="Seconds that `auto` may spend on choosing; a strategy asked for is not bound by it."
     )
     image_size: int = Field(
         0,

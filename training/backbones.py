@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torchvision
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.hub import get_dir
@@ -25,6 +24,12 @@ from torch.hub import get_dir
 from perennial.errors import InvalidParameter, WeightsChanged, WeightsUnavailable
 from perennial.images import InputRule
 from perennial.storage import sha256_of_file
+from training.lean_torchvision import torchvision
+from training.stages import Stage, split, stages
+
+__all__ = [
+    "Backbone", "Stage", "downloaded", "load", "load_with_head", "names", "normalised", "published", "split", "stages",
+]  # fmt: skip
 
 _HEADS: Final = ("fc", "classifier", "head", "heads")  # torchvision's names for the last layers
 _AUXILIARY: Final = ("aux1.", "aux2.", "AuxLogits.")  # side classifiers that only act in training
@@ -69,9 +74,36 @@ def load(
         WeightsUnavailable: the weights cannot be had or do not fit.
         WeightsChanged: the file is not the expected one.
     """
+    backbone, _ = _load(name, weights, image_size, seed, expected_sha256, whole=False)
+    return backbone
+
+
+def load_with_head(name: str, weights: str, *, image_size: int = 0) -> tuple[Backbone, nn.Module]:
+    """Build a backbone and the classifier it was pretrained with: head(network(images)) are its own logits [N, 1000].
+
+    SqueezeNet pools after it has classified; its features here are its 1,000 scores, and its head does nothing.
+
+    Args:
+        weights: `default` or the path of a file that holds the whole network.
+
+    Raises:
+        InvalidParameter: torchvision has no such network, it cannot see images of that size, or these weights have no
+            classifier.
+        WeightsUnavailable: the weights cannot be had or do not fit.
+    """
+    if weights in ("builtin", "none"):
+        raise InvalidParameter(
+            f"the weights {weights!r} hold no ImageNet classifier; take default, or the path of a whole state_dict"
+        )
+    return _load(name, weights, image_size, 0, None, whole=True)
+
+
+def _load(
+    name: str, weights: str, image_size: int, seed: int, expected_sha256: str | None, *, whole: bool
+) -> tuple[Backbone, nn.Module]:
     if name not in names():
         raise InvalidParameter(f"torchvision has no classification network {name!r}; it has: {', '.join(names())}")
-    path = _weights_path(name, weights)
+    path = _weights_path(name, weights, whole)
     digest = "" if path is None else sha256_of_file(path)
     if expected_sha256 is not None and digest != expected_sha256:
         raise WeightsChanged(
@@ -80,15 +112,20 @@ def load(
         )
     state, metadata = ({}, {}) if path is None else _read(path)
     rule, mean, std = _preprocessing(name, metadata if weights == "builtin" else {}, image_size)
-    network = _headless(_build(name, seed, rule.crop), name)
+    network = _build(name, seed, rule.crop)
+    if whole and path is not None:
+        _fill(network, state, path, name, ignored=_AUXILIARY)
+    head = _take_head(network, name, keep_squeezenets=whole)
     if path is not None:
-        _fill(network, state, path, name)
+        if not whole:
+            _fill(network, state, path, f"the features of {name}", ignored=(*_AUXILIARY, *_head_prefixes()))
         # Networks ported from TensorFlow normalise once more, inside, when their weights are the published ones.
         if name in _TRANSFORMING:
             network.transform_input = True
     network.eval().requires_grad_(False)
+    head.eval().requires_grad_(False)
     width = _width(network, name, rule.crop)
-    return Backbone(name, network, width, rule, mean, std, weights, digest, seed)
+    return Backbone(name, network, width, rule, mean, std, weights, digest, seed), head
 
 
 def normalised(pixels: Tensor, backbone: Backbone) -> Tensor:
@@ -121,24 +158,27 @@ def _build(name: str, seed: int, size: int) -> Any:
     return network
 
 
-def _headless(network: Any, name: str) -> Any:
-    """Replace the classifier so that the output is a pooled feature vector [N, D]."""
+def _take_head(network: Any, name: str, *, keep_squeezenets: bool) -> nn.Module:
+    """Take the classifier away, so that the output is a pooled feature vector [N, D]. Returns what was taken."""
     attribute = next((head for head in _HEADS if isinstance(getattr(network, head, None), nn.Module)), None)
     if attribute is None:
         raise InvalidParameter(f"{name} has none of the heads {', '.join(_HEADS)}; choose another backbone")
-    head = getattr(network, attribute)
+    head: nn.Module = getattr(network, attribute)
     if isinstance(network, torchvision.models.SqueezeNet):  # classifies by convolution, then pools
-        setattr(network, attribute, nn.AdaptiveAvgPool2d(1))
-    elif isinstance(head, nn.Linear) or isinstance(network, torchvision.models.MobileNetV3):
+        if not keep_squeezenets:
+            setattr(network, attribute, nn.AdaptiveAvgPool2d(1))
+        return nn.Identity()
+    if isinstance(head, nn.Linear) or isinstance(network, torchvision.models.MobileNetV3):
         # MobileNetV3's hidden layer is part of its classifier: trained for the old classes, absent from checkpoints
         # that hold features only.
         setattr(network, attribute, nn.Identity())
-    else:
-        last = next((key for key, layer in reversed(list(head.named_children())) if isinstance(layer, nn.Linear)), None)
-        if last is None:
-            raise InvalidParameter(f"the head of {name} has no linear layer to replace; choose another backbone")
-        setattr(head, last, nn.Identity())
-    return network
+        return head
+    last = next((key for key, layer in reversed(list(head.named_children())) if isinstance(layer, nn.Linear)), None)
+    if last is None:
+        raise InvalidParameter(f"the head of {name} has no linear layer to replace; choose another backbone")
+    taken = head.get_submodule(last)
+    setattr(head, last, nn.Identity())
+    return taken
 
 
 def _width(network: nn.Module, name: str, size: int) -> int:
@@ -155,7 +195,7 @@ def _width(network: nn.Module, name: str, size: int) -> int:
 # --- its weights -----------------------------------------------------------------------------------------
 
 
-def _weights_path(name: str, weights: str) -> Path | None:
+def _weights_path(name: str, weights: str, whole: bool) -> Path | None:
     if weights == "none":
         return None
     if weights == "builtin":
@@ -163,35 +203,41 @@ def _weights_path(name: str, weights: str) -> Path | None:
 
         return builtin_checkpoint(name)
     if weights == "default":
-        return _download(name)
+        return _download(name, whole)
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsUnavailable(f"there is no weights file {path}; --weights takes default, builtin, none or a path")
     return path
 
 
-def _published(name: str) -> Any:
+def published(name: str) -> Any:
+    """The edition of torchvision's weights that `default` takes: `url`, `meta`, `transforms`."""
     # The second edition of the ImageNet weights has better accuracy and worse features (pytorch/vision#8382).
     weights = torchvision.models.get_model_weights(name)
     return getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
 
 
-def _download(name: str) -> Path:
-    published = _published(name)
+def _download(name: str, whole: bool) -> Path:
+    chosen = published(name)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_SECONDS)  # torchvision sets none: a dead network would hang for ever
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch says there what it downloads; stdout is for results
-            published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no route, a proxy's answer, a full disk, a digest that differs: all mean the same
+        others = f"; or use --weights builtin{_builtin_hint(name)}; or --weights none for random weights, on purpose"
         raise WeightsUnavailable(
-            f"torchvision could not download {published.url} ({error}). Fetch that file on a machine that can and give "
-            f"it with --weights PATH; or use --weights builtin{_builtin_hint(name)}; or --weights none for random "
-            "weights, on purpose"
+            f"torchvision could not download {chosen.url} ({error}). Fetch that file on a machine that can and give "
+            f"it with --weights PATH{'' if whole else others}"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-    return Path(get_dir(), "checkpoints", published.url.rsplit("/", 1)[-1])
+    return downloaded(name)
+
+
+def downloaded(name: str) -> Path:
+    """Where torchvision keeps, or would keep, the published weights of a network on this machine."""
+    return Path(get_dir(), "checkpoints", published(name).url.rsplit("/", 1)[-1])
 
 
 def _builtin_hint(name: str) -> str:
@@ -222,20 +268,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {key.removeprefix("module."): value for key, value in state.items()}, {}
 
 
-def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
+def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, what: str, *, ignored: tuple[str, ...]) -> None:
     given = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
     own = network.state_dict()
     # How many batches BatchNorm has seen plays no part in inference; old and compact checkpoints leave it out.
     missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in own and not key.startswith((*_AUXILIARY, *_head_prefixes()))]
+    unexpected = [key for key in given if key not in own and not key.startswith(ignored)]
     shapes = [key for key in own if key in given and own[key].shape != given[key].shape]
     problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for problem, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if keys
     ]
     if problems:
-        raise WeightsUnavailable(f"{path} does not fit the features of {name}: {'; '.join(problems)}")
+        raise WeightsUnavailable(f"{path} does not fit {what}: {'; '.join(problems)}")
     network.load_state_dict({key: value.float() for key, value in given.items() if key in own}, strict=False)
 
 
@@ -253,7 +299,7 @@ def _preprocessing(
         crop = resize = int(metadata["input_size"])
         mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     else:
-        transforms = _published(name).transforms()
+        transforms = published(name).transforms()
         crop, resize = transforms.crop_size[0], transforms.resize_size[0]
         mean, std = transforms.mean, transforms.std
     if image_size:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from training.finetune import log_loss
+from training.probe import log_loss
 
 #: A few dozen validation images, all right, would otherwise ask for certainty.
 LOWEST: Final = 0.25

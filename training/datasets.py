@@ -1,34 +1,36 @@
 """Labelled images: a folder of class folders, a folder with train/ and val/, or a manifest.
 
 A split is fixed by (seed, digest): it is the same wherever the folder lies, and few images change sides when
-others come or go.
+others come or go. Near-duplicates are on one side of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import fsspec
 
+from perennial.bundle import Finding
 from perennial.errors import InvalidDataset, InvalidImage, InvalidSettings
-from perennial.images import ImageLimits, read_header
+from perennial.images import ImageLimits
 from perennial.progress import Progress, Step, silent
 from perennial.storage import sha256
+from training.duplicates import near_duplicates
+from training.glance import Glance, Metadata, glance
 from training.listing import Entry, Skipped, Split, list_folder, list_manifest, printable
+from training.splitting import HELD_OUT_FIRST, assign, leave_out
 
 __all__ = ["DEFAULT_LIMITS", "LabelledImages", "Row", "Skipped", "Split", "load", "read_bytes", "without"]
 
 DEFAULT_LIMITS: Final = ImageLimits()
 
-_HELD_OUT_FIRST: Final[dict[Split | None, int]] = {"test": 0, "validation": 1, "train": 2, None: 3}
 _READERS: Final = 8  # reading waits for the disk more than for the processor
 
 
@@ -48,12 +50,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """What a model is trained and judged on. Rows are ordered by digest."""
+    """What a model is trained and judged on. Rows are ordered by digest.
+
+    `groups` names the group of each image that has near-duplicates, and `metadata` has what each file says of itself,
+    both by digest; captures are in neither. `findings` are what a person should look at.
+    """
 
     location: str
     classes: tuple[str, ...]
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
+    groups: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Metadata] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -79,7 +88,8 @@ def load(
     Where no split is given, images are ranked within their class by a hash of (seed, digest) and the first
     shares become test and validation. With train/ and val/ (or test/) only, the latter is the test split and
     validation is cut from train. A file that cannot be read is skipped and listed; so is a second copy of an
-    image, and every copy of an image that carries two labels.
+    image, and every copy of an image that carries two labels. Near-duplicates are kept on one side of the split; where
+    it was given, those of held-out images are skipped and listed (`training.splitting` has the exceptions).
 
     Args:
         data: a folder of class folders; a folder with train/ and val/, valid/, validation/ or test/ of class folders;
@@ -104,7 +114,7 @@ def load(
         listing = list_manifest(path)
     else:
         raise InvalidDataset(f"there is nothing at {path}; give a folder with one folder a class, or a manifest")
-    readable, unreadable = _read(listing.entries, limits, progress)
+    readable, glances, unreadable = _read(listing.entries, limits, progress)
     kept, repeated = _without_repeats(readable)
     skipped = [*listing.skipped, *unreadable, *repeated]
     if not kept:
@@ -114,8 +124,20 @@ def load(
     listed.update(entry.label for entry in listing.entries)
     if len(listed) < 2:
         raise InvalidDataset(f"{path} has one class only, {next(iter(listed))!r}; a classifier needs two or more")
-    rows = _split(_check_given(path, kept), validation, test, seed, listed)
-    images = LabelledImages(str(path), tuple(sorted(listed)), tuple(rows), tuple(skipped))
+    entries = _check_given(path, kept)
+    pairs = near_duplicates([glances[entry.digest].thumbnail for entry in entries])
+    entries, pairs, copies, findings = leave_out(entries, pairs)
+    assigned = assign(entries, pairs, validation=validation, test=test, seed=seed, listed=listed)
+    rows = [_row(entry, assigned.splits[entry.digest]) for entry in sorted(entries, key=lambda entry: entry.digest)]
+    images = LabelledImages(
+        str(path),
+        tuple(sorted(listed)),
+        tuple(rows),
+        tuple(skipped + copies),
+        assigned.groups,
+        {row.digest: glances[row.digest].metadata for row in rows},
+        (*findings, *assigned.findings),
+    )
     _require(images)
     return images
 
@@ -153,20 +175,25 @@ def without(images: LabelledImages, failures: Mapping[str, str]) -> LabelledImag
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def _read(entries: Sequence[Entry], limits: ImageLimits, progress: Progress) -> tuple[list[Entry], list[Skipped]]:
+def _read(
+    entries: Sequence[Entry], limits: ImageLimits, progress: Progress
+) -> tuple[list[Entry], dict[str, Glance], list[Skipped]]:
     kept: list[Entry] = []
+    glances: dict[str, Glance] = {}
     skipped: list[Skipped] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        for done, entry in enumerate(pool.map(lambda entry: _inspect(entry, limits), entries), start=1):
-            if isinstance(entry, Skipped):
-                skipped.append(entry)
+        for done, found in enumerate(pool.map(lambda entry: _inspect(entry, limits), entries), start=1):
+            if isinstance(found, Skipped):
+                skipped.append(found)
             else:
+                entry, look = found
                 kept.append(entry)
+                glances[entry.digest] = look
             progress(Step("reading images", done, len(entries)))
-    return kept, skipped
+    return kept, glances, skipped
 
 
-def _inspect(entry: Entry, limits: ImageLimits) -> Entry | Skipped:
+def _inspect(entry: Entry, limits: ImageLimits) -> tuple[Entry, Glance] | Skipped:
     if printable(entry.location) != entry.location:
         return Skipped(printable(entry.location), "the file's name is not valid UTF-8; rename it")
     try:
@@ -177,12 +204,12 @@ def _inspect(entry: Entry, limits: ImageLimits) -> Entry | Skipped:
             if found.st_size > limits.max_bytes:
                 return Skipped(entry.location, f"{found.st_size:,} bytes; at most {limits.max_bytes:,} are read")
         data = _read_location(entry.location)
-        read_header(data, limits)
+        look = glance(data, limits)
     except InvalidImage as error:
         return Skipped(entry.location, str(error))
     except (InvalidDataset, OSError, ValueError) as error:
         return Skipped(entry.location, f"cannot be read: {error}")
-    return replace(entry, digest=sha256(data))
+    return replace(entry, digest=sha256(data)), look
 
 
 def _read_location(location: str) -> bytes:
@@ -198,7 +225,7 @@ def _read_location(location: str) -> bytes:
 def _without_repeats(entries: Sequence[Entry]) -> tuple[list[Entry], list[Skipped]]:
     # Of equal images the copy that is held out the most is kept: a test image must not also be trained on.
     by_digest: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: (entry.digest, _HELD_OUT_FIRST[entry.split], entry.location)):
+    for entry in sorted(entries, key=lambda entry: (entry.digest, HELD_OUT_FIRST[entry.split], entry.location)):
         by_digest.setdefault(entry.digest, []).append(entry)
     kept: list[Entry] = []
     skipped: list[Skipped] = []
@@ -231,37 +258,6 @@ def _check_given(path: Path, entries: Sequence[Entry]) -> list[Entry]:
     if not given["test"]:
         return [replace(entry, split="test") if entry.split == "validation" else entry for entry in entries]
     return list(entries)
-
-
-def _split(entries: Sequence[Entry], validation: float, test: float, seed: int, listed: Counter[str]) -> list[Row]:
-    given = {entry.split for entry in entries}
-    needed = 3 if None in given else 1 if "validation" in given else 2
-    rows: list[Row] = []
-    for label in sorted(listed):
-        of_class = [entry for entry in entries if entry.label == label]
-        free = [entry for entry in of_class if entry.split in (None, "train")]
-        if len(free) < needed:
-            raise InvalidDataset(
-                f"class {label!r} has {len(free)} readable image{'' if len(free) == 1 else 's'} to train on and needs "
-                f"at least {needed} ({listed[label]} listed); add images or leave the class out"
-            )
-        free.sort(key=lambda entry: hashlib.sha256(f"{seed}:{entry.digest}".encode()).digest())
-        tests = _share(test, len(free), needed) if None in given else 0
-        validations = _share(validation, len(free), needed) if "validation" not in given else 0
-        while tests + validations >= len(free):
-            tests, validations = (tests - 1, validations) if tests >= validations else (tests, validations - 1)
-        rank = {entry.digest: number for number, entry in enumerate(free)}
-        for entry in of_class:
-            split = entry.split or "train"
-            if entry.digest in rank:
-                at = rank[entry.digest]
-                split = "test" if at < tests else "validation" if at < tests + validations else "train"
-            rows.append(_row(entry, split))
-    return sorted(rows, key=lambda row: row.digest)
-
-
-def _share(share: float, count: int, needed: int) -> int:
-    return max(1, int(share * count + 0.5)) if needed > 1 else 0
 
 
 def _row(entry: Entry, split: Split) -> Row:

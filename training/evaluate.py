@@ -87,12 +87,24 @@ def accuracy_interval(correct: int, total: int) -> Estimate:
     return Estimate(value=share, low=low, high=high)
 
 
+def f1_interval(right: int, wrong: int) -> Estimate:
+    """F1 with its 95 % interval, of `right` true positives and `wrong` false positives and false negatives together.
+
+    Wilson's interval of right / (right + wrong), of which F1 is a rising function (Lam, Gopal and Qian,
+    arXiv:2309.14621, "Wilson indirect"). Of nothing it is 0, anywhere in 0..1.
+    """
+    share = accuracy_interval(right, right + wrong)
+    value, low, high = (2 * number / (1 + number) for number in (share.value, share.low, share.high))
+    return Estimate(value=value, low=low, high=high)
+
+
 def metrics(
     true: Sequence[str], predicted: Sequence[str], classes: Sequence[str], seed: int = 0
 ) -> tuple[dict[str, Estimate], dict[str, ClassMetrics]]:
-    """`accuracy` and `macro_f1` over all classes; precision and recall of each class.
+    """`accuracy` and `macro_f1` over all classes; precision, recall and F1 of each class.
 
-    Shares have Wilson's interval, macro-F1 a seeded Bayesian one. A class never predicted has precision 0 (0..1).
+    Shares and the F1 of a class have Wilson's interval, macro-F1 a seeded Bayesian one. A class never predicted has
+    precision 0 (0..1).
     """
     counts = confusion(true, predicted, classes)
     right, of_true, of_predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
@@ -104,6 +116,7 @@ def metrics(
         name: ClassMetrics(
             precision=accuracy_interval(int(right[at]), int(of_predicted[at])),
             recall=accuracy_interval(int(right[at]), int(of_true[at])),
+            f1=f1_interval(int(right[at]), int(of_true[at] + of_predicted[at] - 2 * right[at])),
             support=int(of_true[at]),
         )
         for at, name in enumerate(classes)
@@ -143,23 +156,33 @@ def calibration(probabilities: NDArray[np.float32], true: Sequence[int], seed: i
 def _macro_f1(counts: NDArray[np.int64], seed: int) -> Estimate:
     # Resampling rows would call ten right answers of ten certain. Drawing what the confusion matrix could have been
     # does not: a Dirichlet for each true class (Goutte and Gaussier, 2005), one pseudo-count over all cells (Perks).
+    # The empty cells of a row are drawn as one, and only sums are kept: whole matrices of a thousand classes would take
+    # 16 GB and minutes.
     classes = len(counts)
     random = np.random.default_rng(seed)
-    support = counts.sum(axis=1)
-    draws = np.stack(
-        [random.dirichlet(row + 1 / classes**2, _DRAWS) * total for row, total in zip(counts, support, strict=True)],
-        axis=1,
-    )
-    return _interval(float(_f1(counts[None])[0]), _f1(draws))
+    support, pseudo = counts.sum(axis=1), 1 / classes**2
+    right, answered, everywhere = np.empty((_DRAWS, classes)), np.zeros((_DRAWS, classes)), np.zeros((_DRAWS, 1))
+    for at, row in enumerate(counts):
+        filled = np.flatnonzero((row > 0) | (np.arange(classes) == at))
+        empty = classes - len(filled)
+        drawn = random.dirichlet([*(row[filled] + pseudo), *([empty * pseudo] if empty else [])], _DRAWS) * support[at]
+        share = drawn[:, -1:] / empty if empty else 0.0
+        right[:, at] = drawn[:, np.searchsorted(filled, at)]
+        answered[:, filled] += drawn[:, : len(filled)] - share
+        everywhere += share
+    answered += everywhere
+    value = _mean_f1(counts.diagonal()[None], counts.sum(axis=0)[None], support)
+    return _interval(float(value[0]), _mean_f1(right, answered, support))
 
 
-def _f1(counts: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Macro-F1 of confusion matrices [M, K, K]; a class with neither truth nor prediction counts 0."""
-    matrices = counts.astype(np.float64)
-    right = np.diagonal(matrices, axis1=1, axis2=2)
-    ends = matrices.sum(axis=1) + matrices.sum(axis=2)
-    f1 = np.divide(2 * right, ends, out=np.zeros_like(ends), where=ends > 0)
-    return np.asarray(f1.mean(axis=1))
+def _mean_f1(
+    right: NDArray[np.generic], answered: NDArray[np.generic], support: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Macro-F1 of M confusion matrices, from their diagonals and column sums [M, K] and their row sums [K]; a class
+    with neither truth nor prediction counts 0."""
+    above = 2.0 * right.astype(np.float64)
+    below = answered.astype(np.float64) + support
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > 0).mean(axis=1))
 
 
 def _interval(value: float, draws: NDArray[np.float64]) -> Estimate:

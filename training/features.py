@@ -1,52 +1,53 @@
-"""Embeddings by the frozen backbone, each computed once and kept on disk.
+"""Embeddings by the frozen backbone, and the simple features, from one look at each image; kept on disk.
 
-The cache is one SQLite file for each (weights, backbone, preprocessing), with a row an image digest: nothing in it
-can run code, a crash leaves whole rows only, and several processes may use it at once.
+The embeddings' cache is keyed by weights, backbone, preprocessing and arithmetic; the simple features' by preprocessing
+only, so that every backbone of that input size shares them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from perennial.errors import InvalidImage
 from perennial.images import ImageLimits, InputRule, Pixels, prepare
 from perennial.progress import Progress, Step, silent
 from perennial.storage import sha256
-from training.backbones import Backbone, normalised
+from training import embedder, simple_features
+from training.backbones import Backbone
 from training.datasets import DEFAULT_LIMITS, Row, read_bytes
-
-logger = logging.getLogger(__name__)
+from training.feature_cache import DamagedCache, FeatureCache, Stored
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
 
-BATCH: Final = 32
-_EDITION: Final = 1  # to be raised when the decoder or the forward pass comes to give other numbers
-_BUSY_SECONDS: Final = 30.0
-_READ_AT_ONCE: Final = 500  # SQLite bounds the parameters of a query
+BATCH: Final = 16
+_EDITION: Final = 2  # to be raised when the decoder or the forward pass comes to give other numbers
+_COMPARED: Final = 2  # on so many images OpenVINO is compared with torch
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """`features` [N, D], a row for each of `rows`; `failures` (digest -> reason) could not be decoded."""
+    """`features` [N, D] and `simple` [N, S] (`training.simple_features`), a row for each of `rows`; `failures` (digest
+    -> reason) could not be decoded; for `cached` of the images nothing was computed.
+
+    Both arrays are read-only, and mapped from disk where they are large.
+    """
 
     rows: tuple[Row, ...]
     features: Floats
     failures: dict[str, str]
     cached: int
+    simple: Floats
 
 
 def embed(
@@ -58,46 +59,30 @@ def embed(
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Progress = silent,
 ) -> Embedded:
-    """The pooled features of every image, from `cache` where they are known.
+    """The features of every image, from `cache` where they are known.
 
-    Each of `threads` threads embeds batches of its own on one core, which keeps them all busy and makes the numbers
-    the same for any number of threads. It wants `torch.set_num_threads(1)`.
+    Each of `threads` threads decodes and embeds on one core, a few images at a time: memory does not grow with their
+    number, and the numbers are the same for any number of threads. A backbone that OpenVINO does not take is embedded
+    by torch, which wants `torch.set_num_threads(1)`.
 
     Raises:
         InvalidDataset: a file is gone, or was changed since it was listed.
     """
-    path = cache / "embeddings" / f"{backbone.name}-{cache_key(backbone)[:16]}.sqlite"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    failures: dict[str, str] = {}
-    with contextlib.closing(_open(path)) as store:
-        known = _known(store, [row.digest for row in rows], backbone.width)
-        cached = len(known)
-        todo = [row for row in rows if row.digest not in known]
-        done = len(rows) - len(todo)
-        progress(Step("embedding images", done, len(rows)))
-        forward = partial(_embed_batch, backbone=backbone, limits=limits)
-        for chunk, vectors, broken in in_batches(todo, forward, threads=threads):
-            failures |= broken
-            fresh = {row.digest: vector for row, vector in zip(chunk, vectors, strict=True)}
-            with store:
-                store.executemany(
-                    "INSERT OR REPLACE INTO features VALUES (?, ?)",
-                    [(digest, vector.tobytes()) for digest, vector in fresh.items()],
-                )
-            known |= fresh
-            done += len(chunk) + len(broken)
-            progress(Step("embedding images", done, len(rows)))
-    good = tuple(row for row in rows if row.digest in known)
-    features = np.stack([known[row.digest] for row in good]) if good else np.empty((0, backbone.width), np.float32)
-    return Embedded(good, features, failures, cached)
+    for _ in range(2):
+        try:
+            return _embed(rows, backbone, cache / "embeddings", threads, limits, progress)
+        except DamagedCache:  # it is empty now
+            continue
+    return _embed(rows, backbone, cache / "embeddings", threads, limits, progress)
 
 
-def cache_key(backbone: Backbone) -> str:
+def cache_key(backbone: Backbone, arithmetic: str = embedder.OPENVINO) -> str:
     """What an embedding depends on beside the image itself."""
     origin = backbone.weights_sha256 or f"seed {backbone.seed}"
     rule = backbone.rule
     return sha256(
-        f"{_EDITION} {origin} {backbone.name} {rule.resize} {rule.crop} {backbone.mean} {backbone.std}".encode()
+        f"{_EDITION} {arithmetic} {origin} {backbone.name} {rule.resize} {rule.crop} {backbone.mean} "
+        f"{backbone.std}".encode()
     )
 
 
@@ -129,55 +114,89 @@ def decode(
     return good, np.stack(pixels) if pixels else np.empty((0, rule.crop, rule.crop, 3), np.uint8), broken
 
 
+class _Batch(NamedTuple):
+    """What one batch gave: `digests` [M] of the images whose `features` [M, D] were not known, `decoded` [N] with the
+    `simple` [N, S] features of all that could be decoded, and digest -> reason for the rest."""
+
+    digests: list[str]
+    features: Floats
+    decoded: list[str]
+    simple: Floats
+    broken: dict[str, str]
+
+
+def _embed(
+    rows: Sequence[Row], backbone: Backbone, folder: Path, threads: int, limits: ImageLimits, progress: Progress
+) -> Embedded:
+    rule = backbone.rule
+    digests = [row.digest for row in rows]
+    failures: dict[str, str] = {}
+    with ExitStack() as opened:
+        simple_name = f"simple-{rule.resize}-{rule.crop}-{simple_features.EDITION}"
+        simple = opened.enter_context(FeatureCache(folder / simple_name, simple_features.WIDTH))
+        simple_at = simple.find(digests)
+        network, network_at, forward = _network(rows, backbone, folder, threads, limits, opened)
+        todo = [row for row in rows if row.digest not in network_at or row.digest not in simple_at]
+        cached = done = len(rows) - len(todo)
+        progress(Step("embedding images", done, len(rows)))
+        known = frozenset(network_at)
+        work = partial(_embed_batch, rule=rule, known=known, forward=forward, width=backbone.width, limits=limits)
+        for batch in in_batches(todo, work, threads=threads):
+            network_at |= network.append(batch.digests, batch.features)
+            simple_at |= simple.append(batch.decoded, batch.simple)
+            failures |= batch.broken
+            done += len(batch.decoded) + len(batch.broken)
+            progress(Step("embedding images", done, len(rows)))
+        good = tuple(row for row in rows if row.digest not in failures)
+        return Embedded(
+            good,
+            network.gather([network_at[row.digest] for row in good]),
+            failures,
+            cached,
+            simple.gather([simple_at[row.digest] for row in good]),
+        )
+
+
+def _network(
+    rows: Sequence[Row], backbone: Backbone, folder: Path, threads: int, limits: ImageLimits, opened: ExitStack
+) -> tuple[FeatureCache, dict[str, Stored], embedder.Embedder | None]:
+    """The cache of the arithmetic that this backbone is embedded in, what it knows, and, unless that is everything,
+    what computes the rest."""
+    digests = [row.digest for row in rows]
+    paths = {
+        arithmetic: folder / f"{backbone.name}-{cache_key(backbone, arithmetic)[:16]}"
+        for arithmetic in (embedder.OPENVINO, embedder.TORCH)
+    }
+    for path in paths.values():
+        if path.is_dir():
+            store = opened.enter_context(FeatureCache(path, backbone.width))
+            found = store.find(digests)
+            if all(digest in found for digest in digests):
+                return store, found, None
+    forward = embedder.compiled(backbone, _some(rows, backbone.rule, limits), threads=threads)
+    store = opened.enter_context(FeatureCache(paths[forward.arithmetic], backbone.width))
+    return store, store.find(digests), forward
+
+
+def _some(rows: Sequence[Row], rule: InputRule, limits: ImageLimits) -> Pixels:
+    for start in range(0, len(rows), _COMPARED):
+        _, pixels, _ = decode(rows[start : start + _COMPARED], rule, limits)
+        if len(pixels):
+            return pixels
+    return decode((), rule, limits)[1]
+
+
 def _embed_batch(
-    rows: Sequence[Row], backbone: Backbone, limits: ImageLimits
-) -> tuple[list[Row], Floats, dict[str, str]]:
-    good, pixels, broken = decode(rows, backbone.rule, limits)
-    return good, _forward(backbone, pixels), broken
-
-
-def _forward(backbone: Backbone, pixels: Pixels) -> Floats:
-    # A short batch is filled up: another batch size can take another kernel, and the last bits of an embedding
-    # must not depend on which images happened to be cached.
-    filled = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
-    filled[: len(pixels)] = pixels
-    with torch.inference_mode():
-        features = backbone.network(normalised(torch.from_numpy(filled), backbone))
-    result: Floats = features[: len(pixels)].numpy().copy()
-    return result
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        return _connect(path)
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError as error:
-        logger.warning("the embedding cache %s is damaged (%s) and is made anew", path, error)
-        for leftover in path.parent.glob(f"{path.name}*"):
-            leftover.unlink()
-        return _connect(path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    store = sqlite3.connect(path, timeout=_BUSY_SECONDS)
-    try:
-        store.execute("PRAGMA journal_mode=WAL")
-        store.execute("PRAGMA synchronous=NORMAL")
-        store.execute("CREATE TABLE IF NOT EXISTS features (digest TEXT PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-    except BaseException:
-        store.close()
-        raise
-    return store
-
-
-def _known(store: sqlite3.Connection, digests: Sequence[str], width: int) -> dict[str, Floats]:
-    known: dict[str, Floats] = {}
-    for start in range(0, len(digests), _READ_AT_ONCE):
-        some = digests[start : start + _READ_AT_ONCE]
-        query = f"SELECT digest, vector FROM features WHERE digest IN ({','.join('?' * len(some))})"  # noqa: S608
-        for digest, blob in store.execute(query, some):
-            vector = np.frombuffer(blob, np.float32)
-            if len(vector) == width:
-                known[digest] = vector
-    return known
+    rows: Sequence[Row],
+    *,
+    rule: InputRule,
+    known: Container[str],
+    forward: embedder.Embedder | None,
+    width: int,
+    limits: ImageLimits,
+) -> _Batch:
+    good, pixels, broken = decode(rows, rule, limits)
+    decoded = [row.digest for row in good]
+    new = [at for at, digest in enumerate(decoded) if digest not in known]
+    features = forward(pixels[new]) if forward and new else np.empty((0, width), np.float32)
+    return _Batch([decoded[at] for at in new], features, decoded, simple_features.simple_features(pixels), broken)

@@ -7,7 +7,6 @@ import platform
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from perennial.bundle import (
     Bundle,
     Certificate,
     Dataset,
+    Ladder,
     Manifest,
     Pretrained,
     new_version,
@@ -42,16 +42,16 @@ from perennial.errors import InvalidParameter
 from perennial.graph import FLOAT32, INT8, PROPERTIES, GraphOutput
 from perennial.images import ImageLimits, Pixels
 from perennial.progress import Progress, Step, silent
-from training import backbones, certify, datasets, evaluate, features
+from training import backbones, certify, datasets, evaluate, features, strategy, trust
 from training.backbones import Backbone
-from training.calibrate import fit_temperature
-from training.datasets import LabelledImages, Row, Skipped, Split
-from training.export import ServedModel, Whitening, export_graph, fit_whitening, save_weights
+from training.datasets import LabelledImages, Row, Skipped
+from training.export import ServedModel, export_graph, fit_whitening, save_weights
 from training.features import Embedded
-from training.finetune import Probe, linear_probe
+from training.label_errors import LabelError, likely_label_errors
 from training.report import render
+from training.rungs import MAJORITY, SIMPLE
+from training.strategy import STRATEGIES, Chosen, Climb
 
-STRATEGIES: Final = ("auto", "linear_probe")
 _LARGE: Final = 10_000_000  # numbers in a matrix
 _PROOF_IMAGES: Final = 8  # on so many the exported graph is compared with torch
 _PACKAGES: Final = (
@@ -63,7 +63,8 @@ _PACKAGES: Final = (
 class FitRequest:
     """What to train. `images` are used in the splits they come in; `weights` is default, builtin, none or a path;
     `image_size` 0 takes the weights' own; `threads` 0 takes every core; `pretrained_sha256` is what the weights file
-    must be; `int8` quantises the graph too, and certifies it."""
+    must be; `int8` quantises the graph too, and certifies it; `budget` is the seconds that `auto` may
+    spend on choosing a strategy."""
 
     images: LabelledImages
     name: str
@@ -76,6 +77,7 @@ class FitRequest:
     parent: str | None = None
     pretrained_sha256: str | None = None
     int8: bool = False
+    budget: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +123,19 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
         )
         images = datasets.without(request.images, embedded.failures)
 
-        progress(Step("fitting the head", 0, 1))
-        probe, temperature, whitening = _head(images, embedded, threads)
-        progress(Step("fitting the head", 1, 1))
-
         bundles.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=bundles, prefix=".fit-") as work:
+            # Threads inside the algebra pay only where there is enough of it.
+            with threadpool_limits(threads if embedded.features.size >= _LARGE else 1, user_api="blas"):
+                chosen = strategy.choose(
+                    images,
+                    embedded,
+                    backbone,
+                    Climb(request.strategy, request.budget, request.seed, threads, limits, Path(work), cache, progress),
+                )
+                whitening = fit_whitening(chosen.features)
             progress(Step("exporting the graph", 0, 1))
-            model = ServedModel(backbone, probe, temperature, whitening)
+            model = ServedModel(chosen.backbone, chosen.head, chosen.temperature, whitening)
             graph_path = Path(work, GRAPH)
             export_graph(model, _proof(images, backbone, limits), graph_path)
             progress(Step("exporting the graph", 1, 1))
@@ -151,7 +158,8 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                 [images.classes.index(row.label) for row in scored],
                 [row.split == "test" for row in scored],
             )
-            manifest = _manifest(request, images, backbone, probe, temperature, scored, outputs[FLOAT32], certificates)
+            manifest = _manifest(request, images, embedded, chosen, scored, outputs[FLOAT32], certificates)
+            suspects = _likely_label_errors(images, chosen, scored, outputs[FLOAT32])
 
             def fill(folder: Path) -> None:
                 shutil.copyfile(graph_path, folder / GRAPH)
@@ -160,11 +168,11 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                         shutil.copyfile(Path(work, name), folder / name)
                 save_weights(model, folder / WEIGHTS)
                 for precision in manifest.precisions:
-                    table = _reference(scored, images.classes, outputs[precision])
+                    table = _reference(scored, images.classes, outputs[precision], chosen.learnt)
                     parquet.write_table(table, folder / reference_name(precision))
                 parquet.write_table(_dataset(images.rows), folder / DATASET)
-                predicted = _predicted(images.classes, outputs[FLOAT32])
-                (folder / REPORT).write_text(render(manifest, images, scored, predicted), "utf-8")
+                report = render(manifest, images, scored, outputs[FLOAT32], suspects, limits)
+                (folder / REPORT).write_text(report, "utf-8")
 
             bundle = write_bundle(bundles, manifest, fill)
     return Fitted(bundle, time.perf_counter() - started, images.skipped)
@@ -182,31 +190,6 @@ def _one_thread_a_batch() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _of(embedded: Embedded, split: Split) -> tuple[features.Floats, list[Row]]:
-    at = [index for index, row in enumerate(embedded.rows) if row.split == split]
-    return embedded.features[at], [embedded.rows[index] for index in at]
-
-
-def _head(images: LabelledImages, embedded: Embedded, threads: int) -> tuple[Probe, float, Whitening]:
-    index = {label: at for at, label in enumerate(images.classes)}
-    train, train_rows = _of(embedded, "train")
-    validation, validation_rows = _of(embedded, "validation")
-    validation_labels = [index[row.label] for row in validation_rows]
-    # The same for the algebra, unless there is enough of it.
-    with threadpool_limits(threads if train.size >= _LARGE else 1):
-        probe = linear_probe(
-            train,
-            [index[row.label] for row in train_rows],
-            [row.weight for row in train_rows],
-            validation,
-            validation_labels,
-            len(images.classes),
-        )
-        whitening = fit_whitening(train)
-        temperature = fit_temperature(probe.logits(validation), validation_labels)
-    return probe, temperature, whitening
-
-
 def _proof(images: LabelledImages, backbone: Backbone, limits: ImageLimits) -> Pixels:
     rows = images.of("train")[:_PROOF_IMAGES]
     return features.decode(rows, backbone.rule, limits)[1]
@@ -215,13 +198,13 @@ def _proof(images: LabelledImages, backbone: Backbone, limits: ImageLimits) -> P
 def _manifest(
     request: FitRequest,
     images: LabelledImages,
-    backbone: Backbone,
-    probe: Probe,
-    temperature: float,
+    embedded: Embedded,
+    chosen: Chosen,
     scored: Sequence[Row],
     output: GraphOutput,
     certificates: dict[str, Certificate],
 ) -> Manifest:
+    backbone = chosen.backbone
     index = {label: at for at, label in enumerate(images.classes)}
     tested = [at for at, row in enumerate(scored) if row.split == "test"]
     true = [scored[at].label for at in tested]
@@ -237,8 +220,8 @@ def _manifest(
         input=backbone.rule,
         backbone=backbone.name,
         pretrained=Pretrained(source=backbone.source, sha256=backbone.weights_sha256),
-        strategy="linear_probe",
-        why=_why(request, images, probe),
+        strategy=chosen.strategy,
+        why=chosen.why,
         dataset=Dataset(
             location=images.location,
             fingerprint=images.fingerprint,
@@ -249,34 +232,54 @@ def _manifest(
         ),
         metrics=metrics,
         per_class=per_class,
-        temperature=temperature,
+        temperature=chosen.temperature,
         properties=PROPERTIES,
         precisions=tuple(precision for precision, found in certificates.items() if found.certified),
         certificates=certificates,
+        ladder=_priced(chosen.ladder, certificates),
+        findings=trust.findings(
+            images,
+            embedded.rows,
+            embedded.features,
+            seed=request.seed,
+            accuracy=metrics["accuracy"],
+            baseline=next((rung.accuracy for rung in chosen.ladder.rungs if rung.name == SIMPLE), None),
+        ),
         seed=request.seed,
         parent=request.parent,
         packages={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
 
 
-def _why(request: FitRequest, images: LabelledImages, probe: Probe) -> str:
-    validation = images.of("validation")
-    commonest, _ = Counter(row.label for row in images.of("train")).most_common(1)[0]
-    baseline = sum(row.label == commonest for row in validation) / len(validation)
-    chosen = "auto: the one strategy there is so far" if request.strategy == "auto" else "asked for"
-    return (
-        f"{chosen}: a linear head on frozen features; {len(images.of('train')):,} training images of "
-        f"{len(images.classes)} classes; right on {probe.accuracy:.1%} of {len(validation):,} validation images, "
-        f"where always answering {commonest!r} would be right on {baseline:.1%}; L2 penalty "
-        f"C={probe.penalty:g}, chosen by validation log-loss"
+def _priced(ladder: Ladder, certificates: dict[str, Certificate]) -> Ladder:
+    """With what an answer of the network takes, as measured on its graph; every rung that has the network shares it."""
+    took = 1000.0 / certificates[FLOAT32].images_per_second
+    return ladder.model_copy(
+        update={
+            "rungs": tuple(
+                rung if rung.name in (MAJORITY, SIMPLE) else rung.model_copy(update={"milliseconds": round(took, 3)})
+                for rung in ladder.rungs
+            )
+        }
     )
+
+
+def _likely_label_errors(
+    images: LabelledImages, chosen: Chosen, scored: Sequence[Row], output: GraphOutput
+) -> list[tuple[Row, LabelError]]:
+    """Among the rows whose answer is by a model that was not fitted on them: the selection's and the test ones."""
+    at = [place for place, row in enumerate(scored) if row.split == "test"]
+    rows = [*chosen.judged, *(scored[place] for place in at)]
+    probabilities = np.concatenate([chosen.probabilities, output.probabilities[at].astype(np.float64)])
+    labels = np.array([images.classes.index(row.label) for row in rows])
+    return [(rows[found.index], found) for found in likely_label_errors(probabilities, labels.tolist())]
 
 
 def _predicted(classes: Sequence[str], output: GraphOutput) -> list[str]:
     return [classes[at] for at in output.probabilities.argmax(axis=1)]
 
 
-def _reference(rows: Sequence[Row], classes: Sequence[str], output: GraphOutput) -> pa.Table:
+def _reference(rows: Sequence[Row], classes: Sequence[str], output: GraphOutput, learnt: frozenset[str]) -> pa.Table:
     predicted = _predicted(classes, output)
     at = [index for index, row in enumerate(rows) if row.reference]
     chosen = [rows[index] for index in at]
@@ -294,7 +297,7 @@ def _reference(rows: Sequence[Row], classes: Sequence[str], output: GraphOutput)
             "probabilities": vectors(output.probabilities),
             "embedding": vectors(output.embedding),
             "properties": vectors(output.properties),
-            "held_out": pa.array([row.split != "train" for row in chosen], pa.bool_()),
+            "held_out": pa.array([row.digest not in learnt for row in chosen], pa.bool_()),
         }
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from perennial.bundle import Estimate
@@ -71,6 +72,15 @@ def compare(answers: PairedAnswers) -> Comparison:
         only_challenger=won,
         p_value=mcnemar(lost, won),
     )
+
+
+def difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Estimate:
+    """How much more of the same rows [N] `other` has right than `one`, with the adjusted Wald interval."""
+    rows = len(one)
+    lost, won = int((one & ~other).sum()), int((~one & other).sum())
+    low, high = _difference_interval(lost, won, rows)
+    value = (won - lost) / rows
+    return Estimate(value=value, low=min(value, low), high=max(value, high))
 
 
 def smallest_p(rows: int) -> float:

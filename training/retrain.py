@@ -197,6 +197,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             seed=manifest.seed,
             threads=settings.train.threads,
             int8=settings.train.int8,
+            budget=settings.train.budget,
             parent=manifest.version,
             pretrained_sha256=manifest.pretrained.sha256 or None,
         ),

@@ -52,6 +52,7 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
             seed=chosen.seed,
             threads=chosen.threads,
             int8=chosen.int8,
+            budget=chosen.budget,
         ),
         bundles=settings.home_path / "models",
         cache=settings.cache_path,

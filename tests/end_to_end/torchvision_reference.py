@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from perennial.bundle import open_bundle
 from training import backbones
 from training.export import ServedModel, Whitening
-from training.finetune import Probe
+from training.probe import Probe
 
 
 def labels_by_torch(bundle: Path, weights: Path, images: Sequence[Path]) -> list[str]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_score, recall_score
 
-from training.evaluate import accuracy_interval, calibration, confusion, metrics
+from training.evaluate import accuracy_interval, calibration, confusion, f1_interval, metrics
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -89,3 +91,46 @@ def test_log_loss_is_scikit_learns_and_calibrated_answers_have_little_error() ->
     assert found["ece"].value < 0.03
     sharpened = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
     assert calibration(sharpened.astype(np.float32), true)["ece"].value > 0.1
+
+
+def test_the_f1_of_a_class_is_scikit_learns_and_its_interval_the_closed_form() -> None:
+    true, predicted = answers(200, 0.6)
+    each = metrics(true, predicted, CLASSES)[1]
+    expected = f1_score(true, predicted, labels=CLASSES, average=None, zero_division=0)
+    for name, value in zip(CLASSES, expected, strict=True):
+        f1 = each[name].f1
+        assert f1 is not None
+        assert f1.value == pytest.approx(value)
+        assert 0 <= f1.low <= f1.value <= f1.high <= 1
+    jaccard = accuracy_interval(18, 21)  # F1 = 2J / (1 + J)
+    assert f1_interval(18, 3).low == pytest.approx(2 * jaccard.low / (1 + jaccard.low))
+    assert f1_interval(0, 0) == accuracy_interval(0, 0)
+
+
+@pytest.mark.parametrize(("classes", "support"), [(2, 5), (2, 40), (20, 5), (20, 40)])
+def test_the_interval_of_a_classs_f1_holds_the_truth_about_95_times_in_100(classes: int, support: int) -> None:
+    random = np.random.default_rng(classes * support)
+    chances = np.full((classes, classes), 0.2 / (classes - 1))
+    np.fill_diagonal(chances, 0.8)
+    truth = 2 * 0.8 / (1 + chances[:, 0].sum())
+    held = 0
+    for _ in range(400):
+        counts = np.stack([random.multinomial(support, row) for row in chances])
+        wrong = int(counts[0].sum() + counts[:, 0].sum() - 2 * counts[0, 0])
+        estimate = f1_interval(int(counts[0, 0]), wrong)
+        held += estimate.low <= truth <= estimate.high
+    assert 0.91 <= held / 400 <= 0.99
+
+
+def test_a_thousand_classes_take_a_second_or_so_and_little_memory() -> None:
+    random = np.random.default_rng(0)
+    classes = [f"class {at}" for at in range(1000)]
+    truth = random.integers(0, 1000, 5000)
+    guess = np.where(random.random(5000) < 0.8, truth, random.integers(0, 1000, 5000))
+    tracemalloc.start()
+    overall, each = metrics([classes[at] for at in truth], [classes[at] for at in guess], classes)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 300e6
+    assert overall["macro_f1"].low < overall["macro_f1"].value < overall["macro_f1"].high
+    assert len(each) == 1000

@@ -4,19 +4,20 @@ import io
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from perennial.bundle import Bundle
-from perennial.errors import InvalidBundle
+from perennial.errors import InvalidBundle, InvalidParameter
 from perennial.graph import PROPERTIES, Graph
 from perennial.images import prepare
 from training import backbones, export
 from training.datasets import LabelledImages
 from training.export import ServedModel, Whitening, export_graph, fit_whitening, save_weights
-from training.finetune import Probe
+from training.probe import Probe
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,59 @@ def test_another_family_is_exported_too(tmp_path: Path) -> None:
     assert np.allclose(output.embedding, embedding, atol=1e-3)
     assert np.allclose(output.properties, of_images, atol=1e-3)
     assert np.allclose(output.probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "size"), [("mobilenet_v2", 40), ("vit_b_32", 32), ("densenet121", 32)])
+def test_tracing_exports_every_kind_of_network_without_the_slow_exporter(
+    name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def slow(*_: object) -> None:
+        pytest.fail("torch.export was needed")
+
+    monkeypatch.setattr(export, "_exported", slow)
+    model = model_of(name, size)
+    pixels = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    assert export_graph(model, pixels, tmp_path / "graph.onnx") <= 1e-3
+    printed = capfd.readouterr()
+    assert printed.out == printed.err == ""
+    operations = {node.op_type for node in onnx.load(tmp_path / "graph.onnx").graph.node}
+    assert "BatchNormalization" not in operations or name == "densenet121"  # folded where a convolution is before it
+    # The other runtime takes all images at once: no batch size may have got into the graph.
+    together = Graph(tmp_path / "graph.onnx", runtime="onnxruntime").run(pixels)
+    with torch.inference_mode():
+        probabilities, embedding, _ = model(torch.from_numpy(pixels))
+    assert np.allclose(together.probabilities, probabilities, atol=1e-3)
+    assert np.allclose(together.embedding, embedding, atol=1e-3)
+
+
+def test_the_same_model_gives_the_same_graph_byte_for_byte(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
+    for name in ("a", "b"):
+        export_graph(model_of("mobilenet_v3_small", 40), pixels, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_tracing_cannot_export_is_left_to_torch_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no word for this operation")
+
+    monkeypatch.setattr(export, "_traced", fail)
+    caplog.set_level("INFO", logger="training.export")
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
+    assert export_graph(model_of("squeezenet1_1", 40), pixels, tmp_path / "graph.onnx") <= 1e-3
+    assert "tracing does not export this backbone (no word for this operation)" in caplog.text
+
+
+def test_a_network_that_fills_more_than_one_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("squeezenet1_1", 40)
+    monkeypatch.setattr(export, "_MOST_BYTES", 1_000_000)
+    with pytest.raises(InvalidParameter, match="one ONNX file holds at most"):
+        export_graph(model, np.zeros((3, 40, 40, 3), np.uint8), tmp_path / "graph.onnx")
+    assert not (tmp_path / "graph.onnx").exists()
 
 
 def test_a_graph_that_computes_something_else_is_refused(shape_bundle: Bundle) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from perennial.images import prepare
 from perennial.progress import Step
-from training import backbones, features
+from training import backbones, embedder, features, simple_features
 from training.backbones import Backbone
 from training.datasets import LabelledImages, load
 
@@ -57,7 +58,7 @@ def test_an_embedding_does_not_depend_on_what_else_was_cached(
     assert np.array_equal(whole.features, parts.features)
 
 
-def test_the_cache_is_keyed_by_weights_network_and_preprocessing(backbone: Backbone) -> None:
+def test_the_cache_is_keyed_by_weights_network_preprocessing_and_arithmetic(backbone: Backbone) -> None:
     others = [
         backbones.load("squeezenet1_1", "none", image_size=48, seed=1),
         backbones.load("squeezenet1_1", "none", image_size=56),
@@ -66,7 +67,8 @@ def test_the_cache_is_keyed_by_weights_network_and_preprocessing(backbone: Backb
         replace(backbone, std=(1.0, 1.0, 1.0)),
     ]
     keys = {features.cache_key(one) for one in [backbone, *others]}
-    assert len(keys) == 6
+    keys.add(features.cache_key(backbone, embedder.TORCH))
+    assert len(keys) == 7
     assert features.cache_key(backbones.load("squeezenet1_1", "none", image_size=48)) in keys
 
 
@@ -81,18 +83,51 @@ def test_other_weights_are_not_served_from_the_cache(
     assert not np.allclose(first.features, second.features)
 
 
+@pytest.mark.parametrize("damaged", ["index.sqlite", "vectors.f32"])
 def test_a_damaged_cache_is_made_anew_and_said_so(
-    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
 ) -> None:
     rows = shape_images.rows[:4]
-    first = features.embed(rows, backbone, tmp_path, threads=1)
-    (store,) = (tmp_path / "embeddings").glob("*.sqlite")
-    store.write_bytes(b"scribbled over " * 600)
+    first = np.array(features.embed(rows, backbone, tmp_path, threads=1).features)
+    (path,) = (tmp_path / "embeddings").glob(f"squeezenet*/{damaged}")
+    path.write_bytes(b"scribbled over " * 600)
     with caplog.at_level(logging.WARNING):
         again = features.embed(rows, backbone, tmp_path, threads=1)
     assert "is damaged" in caplog.text
-    assert np.array_equal(first.features, again.features)
+    assert np.array_equal(first, again.features)
     assert features.embed(rows, backbone, tmp_path, threads=1).cached == 4
+
+
+def test_the_number_of_threads_changes_no_bit(shape_images: LabelledImages, backbone: Backbone, tmp_path: Path) -> None:
+    one, three = (
+        features.embed(shape_images.rows, backbone, tmp_path / str(threads), threads=threads) for threads in (1, 3)
+    )
+    assert np.array_equal(one.features, three.features)
+    assert np.array_equal(one.simple, three.simple)
+
+
+def test_the_simple_features_come_along_and_other_backbones_share_them(
+    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path
+) -> None:
+    first = features.embed(shape_images.rows, backbone, tmp_path, threads=1)
+    _, pixels, _ = features.decode(first.rows, backbone.rule)
+    assert np.array_equal(first.simple, simple_features.simple_features(pixels))
+    other = backbones.load("squeezenet1_1", "none", image_size=48, seed=1)
+    assert np.array_equal(features.embed(shape_images.rows, other, tmp_path, threads=1).simple, first.simple)
+    assert len(list((tmp_path / "embeddings").glob("simple-*"))) == 1
+
+
+def test_simple_features_alone_are_made_up_for_without_the_network(
+    shape_images: LabelledImages, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = features.embed(shape_images.rows, backbone, tmp_path, threads=1)
+    (simple,) = (tmp_path / "embeddings").glob("simple-*")
+    shutil.rmtree(simple)
+    monkeypatch.setattr(embedder, "compiled", None)
+    again = features.embed(shape_images.rows, backbone, tmp_path, threads=1)
+    assert again.cached == 0
+    assert np.array_equal(first.simple, again.simple)
+    assert np.array_equal(first.features, again.features)
 
 
 def test_an_image_cut_short_is_reported_and_the_others_are_embedded(

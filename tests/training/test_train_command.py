@@ -56,7 +56,7 @@ def test_the_first_model_goes_live_and_the_second_is_only_registered(
 
     second = run(*options)
     assert "perennial models promote" in second.stdout
-    assert "linear_probe" in second.stdout
+    assert "Linear probe" in second.stdout
 
     engine = ledger.open_ledger(load_settings().ledger_url)
     models = ledger.models.all_of(engine, "default")

@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from training import finetune
+from training import probe as probing
 from training.calibrate import HIGHEST, LOWEST, fit_temperature
-from training.finetune import linear_probe, log_loss
+from training.probe import linear_probe, log_loss
 
 
 def blobs(
@@ -33,11 +33,15 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("width", [12, 150])  # fewer and more features than rows
 def test_the_folded_head_is_scikit_learns_pipeline(classes: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "GRID", (0.01,))
+    monkeypatch.setattr(probing, "GRID", (0.01,))
     X, y = blobs(80, width, classes)
     other, other_labels = blobs(40, width, classes, seed=1)
     probe = linear_probe(X, y, [1.0] * 80, other, other_labels, classes)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000, tol=1e-8)).fit(X, y)
+    scale = np.sqrt(((X - X.mean(axis=0)) ** 2).mean())  # one for all features together
+    pipeline = make_pipeline(
+        FunctionTransformer(lambda features: features / scale), StandardScaler(with_std=False),
+        LogisticRegression(C=0.01, max_iter=2000, tol=1e-8),
+    ).fit(X, y)  # fmt: skip
     assert probe.weight.shape == (classes, width)
     assert np.allclose(softmax(probe.logits(other)), pipeline.predict_proba(other), atol=2e-3)
 

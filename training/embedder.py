@@ -1,0 +1,163 @@
+"""The frozen backbone as a function: pixels in, features out, in the arithmetic that also serves.
+
+OpenVINO in float32 takes a third of eager torch's time. What it cannot convert, or computes otherwise than torch, is
+left to torch: slower, not different.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from perennial.images import Pixels
+from perennial.openvino_graph import core as openvinocore
+from training.backbones import Backbone, normalised
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
+
+OPENVINO: Final = "openvino-float32"
+TORCH: Final = "torch-float32"
+#: How far OpenVINO's features may be from torch's, relative where they exceed 1.
+TOLERANCE: Final = 1e-3
+
+_OPSET: Final = 20
+_FILLED: Final = 16  # images
+
+
+class Embedder(Protocol):
+    """uint8 [N, crop, crop, 3] -> float32 [N, D]. Threads may call it at once; a row depends on its image only."""
+
+    @property
+    def arithmetic(self) -> str: ...
+    def __call__(self, pixels: Pixels) -> Floats: ...
+
+
+def compiled(backbone: Backbone, images: Pixels, *, threads: int) -> Embedder:
+    """The fastest embedder that computes this backbone's features.
+
+    Args:
+        images: uint8 [N, crop, crop, 3]; a few real ones, on which OpenVINO is compared with torch.
+        threads: how many threads will call it at once, each on one core.
+    """
+    plain = TorchEmbedder(backbone)
+    try:
+        fast = OpenVinoEmbedder(backbone, threads=threads)
+        worst = _difference(plain(images), fast(images))
+    except Exception as error:  # noqa: BLE001 - tracing, export and compilation each raise their own kinds
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        logger.info("%s is embedded by torch, which is slower: OpenVINO cannot take it (%s)", backbone.name, why)
+        return plain
+    if not worst <= TOLERANCE:
+        logger.info("%s is embedded by torch, which is slower: OpenVINO is off by %.2g", backbone.name, worst)
+        return plain
+    return fast
+
+
+class OpenVinoEmbedder:
+    """Compiled for one image, as the graph that serves is: a row cannot depend on what it came with."""
+
+    arithmetic: Final = OPENVINO
+
+    def __init__(self, backbone: Backbone, *, threads: int) -> None:
+        options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+        with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
+            path = Path(folder, "backbone.onnx")
+            _write_onnx(backbone, path)
+            self._compiled = openvinocore().compile_model(path, "CPU", options)
+        self._width = backbone.width
+        self._thread = threading.local()
+        # The first inference of a process must not be made by two threads at once: see `perennial.openvino_graph`.
+        self(np.zeros((1, backbone.rule.crop, backbone.rule.crop, 3), np.uint8))
+
+    def __call__(self, pixels: Pixels) -> Floats:
+        request = getattr(self._thread, "request", None)
+        if request is None:
+            request = self._thread.request = self._compiled.create_infer_request()
+        features = np.empty((len(pixels), self._width), np.float32)
+        for at in range(len(pixels)):
+            features[at] = request.infer([pixels[at : at + 1]], share_outputs=True)[0][0]
+        return features
+
+
+class TorchEmbedder:
+    """Eager torch. It wants `torch.set_num_threads(1)` where threads call it at once."""
+
+    arithmetic: Final = TORCH
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    def __call__(self, pixels: Pixels) -> Floats:
+        parts = [self._batch(pixels[start : start + _FILLED]) for start in range(0, len(pixels), _FILLED)]
+        return np.concatenate(parts) if parts else np.empty((0, self._backbone.width), np.float32)
+
+    def _batch(self, pixels: Pixels) -> Floats:
+        # A short batch is filled up: another batch size can take another kernel, and the last bits of an embedding
+        # must not depend on which images happened to be cached.
+        filled = np.zeros((_FILLED, *pixels.shape[1:]), np.uint8)
+        filled[: len(pixels)] = pixels
+        with torch.inference_mode():
+            features = self._backbone.network(normalised(torch.from_numpy(filled), self._backbone))
+        result: Floats = features[: len(pixels)].numpy().copy()
+        return result
+
+
+class _Headless(nn.Module):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.network = backbone.network
+        self._backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(normalised(pixels, self._backbone))
+        return features
+
+
+def _write_onnx(backbone: Backbone, path: Path) -> None:
+    crop = backbone.rule.crop
+    with _quiet(), torch.inference_mode():
+        torch.onnx.export(
+            _Headless(backbone).eval(),
+            (torch.zeros(1, crop, crop, 3, dtype=torch.uint8),),
+            path,
+            input_names=["pixels"],
+            output_names=["features"],
+            opset_version=_OPSET,
+            dynamo=False,  # the other exporter takes ten times as long, for a few networks more
+        )
+
+
+def _difference(expected: Floats, got: Floats) -> float:
+    """The largest, relative where values exceed 1. What is not a number is infinitely far."""
+    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+        return float("inf")
+    return float((np.abs(expected - got) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints on stdout, which `--json` keeps for one document, and warns of what the comparison finds.
+    For torch's fused attention ONNX has no word."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -1,0 +1,32 @@
+"""Every image of a training run decoded once, in one memory-mapped file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from perennial.images import ImageLimits, InputRule, Pixels
+from perennial.progress import Progress, Step, silent
+from training.datasets import Row
+from training.features import decode, in_batches
+
+
+def mapped_pixels(
+    rows: Sequence[Row], rule: InputRule, path: Path, *, threads: int, limits: ImageLimits, progress: Progress = silent
+) -> Pixels:
+    """uint8 [N, side, side, 3], the rows in order, side being what the rule resizes to: nothing but what makes it a
+    square is cut off, so that random crops have something to choose from. The caller removes the file.
+
+    Every row must be known to decode.
+    """
+    whole = InputRule(resize=rule.resize, crop=rule.resize)
+    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows), whole.crop, whole.crop, 3))
+    done = 0
+    for part in in_batches(rows, lambda batch: decode(batch, whole, limits)[1], threads=threads):
+        pixels[done : done + len(part)] = part
+        done += len(part)
+        progress(Step("decoding images", min(done, len(rows)), len(rows)))
+    assert done == len(rows), "a row that was embedded can be decoded"
+    return pixels

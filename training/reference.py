@@ -1,0 +1,50 @@
+"""The tables of a bundle: its reference rows, and the images it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from perennial.graph import GraphOutput
+from training.datasets import Row
+
+
+def reference_table(rows: Sequence[Row], classes: Sequence[str], output: GraphOutput) -> pa.Table:
+    """`reference.parquet`: those of the rows [N] that are reference rows, as the graph scored them. A row without a
+    label has none there either."""
+    at = [index for index, row in enumerate(rows) if row.reference]
+    chosen = [rows[index] for index in at]
+    best = output.probabilities[at].argmax(axis=1)
+
+    def vectors(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> pa.Array:
+        return pa.array(list(values[at]), pa.list_(pa.float32()))
+
+    return pa.table(
+        {
+            "id": pa.array([row.digest for row in chosen], pa.string()),
+            "image_digest": pa.array([row.digest for row in chosen], pa.string()),
+            "label": pa.array([row.label or None for row in chosen], pa.string()),
+            "predicted": pa.array([classes[index] for index in best], pa.string()),
+            "confidence": pa.array(output.probabilities[at].max(axis=1), pa.float32()),
+            "probabilities": vectors(output.probabilities),
+            "embedding": vectors(output.embedding),
+            "properties": vectors(output.properties),
+            "held_out": pa.array([row.split != "train" for row in chosen], pa.bool_()),
+        }
+    )
+
+
+def dataset_table(rows: Sequence[Row]) -> pa.Table:
+    """`dataset.parquet`: every image that was trained on, validated on or tested on, and in which split."""
+    return pa.table(
+        {
+            "location": pa.array([row.location for row in rows], pa.string()),
+            "image_digest": pa.array([row.digest for row in rows], pa.string()),
+            "label": pa.array([row.label for row in rows], pa.string()),
+            "split": pa.array([row.split for row in rows], pa.string()),
+            "weight": pa.array([row.weight for row in rows], pa.float32()),
+            "origin": pa.array([row.origin for row in rows], pa.string()),
+        }
+    )

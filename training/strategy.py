@@ -1,0 +1,362 @@
+"""The ladder: from a majority class to full fine-tuning, climbed while it pays.
+
+The lower rungs cost next to nothing on cached features, so all of them are tried. What the rungs above could add is
+predicted from how many images there are and what the probe still has wrong; they are tried if that is worth having and
+fits into the budget. The one that is kept is the cheapest whose paired difference to the most accurate one is within
+one standard error (Breiman et al., 1984).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perennial.bundle import Ladder, Rung, Signals, Transfer
+from perennial.images import ImageLimits
+from perennial.progress import Progress, Step, silent
+from training import backbones, deep, features, price, rungs, transfer_verdict
+from training.backbone_ranking import h_score
+from training.backbones import Backbone
+from training.calibrate import fit_temperature
+from training.datasets import LabelledImages, Row
+from training.features import Embedded
+from training.paired import difference
+from training.probe import Floats, Probe, log_loss
+from training.rungs import FULL, KNN, LINEAR_PROBE, MAJORITY, NAMES, PARTIAL, SCRATCH, SIMPLE, Trial
+from training.selection import Selection, select
+
+AUTO: Final = "auto"
+STRATEGIES: Final = (AUTO, LINEAR_PROBE, PARTIAL, FULL, SCRATCH)
+_DEEP: Final = (PARTIAL, FULL, SCRATCH)
+
+#: What a rung must be expected to add before it is tried.
+LEAST_GAIN: Final = 0.005
+_CONTROL_ROWS: Final = 500  # on so many the features of random weights are looked at
+_CONTROL_SHARE: Final = 0.3  # of the budget, at most, for the control from scratch
+_CONTROL_TIMES: Final = 3.0  # as long as what it is compared with has taken
+_LEAST_CONTROL: Final = 10.0  # seconds
+_PROJECTED: Final = 1000  # images that the embedding's axes are fitted on, where features must be computed anew
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """What to climb with. `seconds` is the budget, from now on; a named strategy is not bound by it."""
+
+    strategy: str
+    seconds: float
+    seed: int
+    threads: int
+    limits: ImageLimits
+    work: Path
+    cache: Path
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The model that is kept. `features` [N, D] are the ones that the embedding's axes are fitted on, `judged` and
+    `probabilities` [M, K] the selection's rows and what models that did not know them said, `learnt` the digests of the
+    rows that took part in training."""
+
+    backbone: Backbone
+    head: Probe
+    temperature: float
+    strategy: str
+    why: str
+    ladder: Ladder
+    features: Floats
+    judged: tuple[Row, ...]
+    probabilities: NDArray[np.float64]
+    learnt: frozenset[str]
+
+
+def choose(images: LabelledImages, embedded: Embedded, backbone: Backbone, climb: Climb) -> Chosen:
+    """Climb the ladder, or fit the one rung that is asked for.
+
+    Raises:
+        InvalidParameter: this network cannot be fine-tuned as asked.
+    """
+    return _Ladder(images, embedded, backbone, climb).climb()
+
+
+class _Ladder:
+    """One climb: what is known, and what has been tried so far."""
+
+    def __init__(self, images: LabelledImages, embedded: Embedded, backbone: Backbone, climb: Climb) -> None:
+        self.began = time.perf_counter()
+        self.images, self.embedded, self.backbone, self.how = images, embedded, backbone, climb
+        index = {label: at for at, label in enumerate(images.classes)}
+        self.labels = np.array([index[row.label] for row in embedded.rows], np.int64)
+        self.weights = np.array([row.weight for row in embedded.rows], np.float64)
+        self.classes = len(images.classes)
+        self.selection: Selection = select(embedded.rows, self.labels.tolist(), images.groups, climb.seed)
+        self.trials: dict[str, Trial] = {}
+        self.skipped: dict[str, tuple[str, float]] = {}
+        self.gains: dict[str, float] = {}
+        self.deep: deep.Trainer | None = None
+
+    def climb(self) -> Chosen:
+        how, progress = self.how, self.how.progress
+        progress(Step("trying the lower rungs", 0, 4))
+        auto = how.strategy == AUTO
+        if auto:
+            self._keep(rungs.majority(self.labels, self.selection, self.classes))
+            simple, _ = self._probe(SIMPLE, self.embedded.simple)
+            self._keep(simple)
+            progress(Step("trying the lower rungs", 1, 4))
+            self._keep(rungs.nearest(self.embedded.features, self.labels, self.selection, self.classes))
+        progress(Step("trying the lower rungs", 2, 4))
+        trial, probe = self._probe(LINEAR_PROBE, self.embedded.features)
+        self._keep(trial)
+        progress(Step("trying the lower rungs", 4, 4))
+        with tempfile.TemporaryDirectory(dir=how.work, prefix="deep-") as folder:
+            if auto or how.strategy in _DEEP:
+                self.deep = deep.Trainer(
+                    self.backbone, self.embedded, self.labels, self.weights, self.classes, self.selection, Path(folder),
+                    seed=how.seed, threads=how.threads, limits=how.limits, progress=progress,
+                )  # fmt: skip
+            if auto:
+                self._climb_on()
+            elif how.strategy in _DEEP:
+                self._keep(self._deep().trial(how.strategy))
+            transfer = self._transfer() if auto else None
+            name = self._choice() if auto else how.strategy
+            return self._kept(name, probe, transfer)
+
+    # --- climbing ---
+
+    def _climb_on(self) -> None:
+        """Partial, then full fine-tuning, each if it is worth trying."""
+        best = self.trials[LINEAR_PROBE]
+        for name in (PARTIAL, FULL):
+            gain = self.gains[name] = expected_gain(
+                error=1.0 - transfer_verdict.share(best, self.labels).value, images=len(self.selection.learnt)
+            )
+            if gain < LEAST_GAIN:
+                self.skipped[name] = (f"would add {gain:.1%} by prediction; {LEAST_GAIN:.1%} is the least", 0.0)
+                continue
+            seconds = self._deep().expected_seconds(name)
+            left = self._left()
+            if seconds > left:
+                self.skipped[name] = (f"would take {seconds:,.0f} s, and {left:,.0f} s of the budget are left", seconds)
+                continue
+            self._keep(self._deep().trial(name))
+            if not self._is_better(name, best.name):
+                if name == PARTIAL:
+                    self.skipped[FULL] = ("the rung below it did not pay", 0.0)
+                return
+            best = self.trials[name]
+
+    def _is_better(self, name: str, than: str) -> bool:
+        mine, theirs = transfer_verdict.shared_rows(self.trials[name], self.trials[than], self.labels)
+        return bool(mine.mean() > theirs.mean())
+
+    def _transfer(self) -> Transfer:
+        """The controls: random weights, frozen and trained."""
+        alone_random = self._random_features()
+        best = max(
+            (self.trials[name] for name in (LINEAR_PROBE, PARTIAL, FULL) if name in self.trials), key=self._share
+        )
+        taken = max(_LEAST_CONTROL, _CONTROL_TIMES * best.seconds)
+        most = min(self._left(), _CONTROL_SHARE * self.how.seconds, taken)
+        epochs = self._deep().control_epochs(most)
+        if epochs:
+            self._keep(self._deep().trial(SCRATCH, epochs=epochs))
+        else:
+            self.skipped[SCRATCH] = (f"no time for it: {max(0.0, most):,.0f} s", 0.0)
+        return transfer_verdict.judge(
+            transfer_verdict.Tried(
+                best, self.trials[LINEAR_PROBE], alone_random, self.trials.get(SCRATCH), self.trials[SIMPLE]
+            ),
+            self.labels,
+        )
+
+    def _random_features(self) -> Trial | None:
+        """A probe on the same network's frozen features with random weights, on a sample of the rows."""
+        how = self.how
+        self.how.progress(Step("the control with random weights", 0, 1))
+        selection = self.selection
+        if selection.folds is None:
+            share = len(selection.learnt) / (len(selection.learnt) + len(selection.judged))
+            learnt = _some(selection.learnt, int(_CONTROL_ROWS * share))
+            judged = _some(selection.judged, _CONTROL_ROWS - len(learnt))
+            at = np.concatenate([learnt, judged])
+            part = Selection(np.arange(len(learnt)), np.arange(len(learnt), len(at)), None, "")
+        else:
+            at = selection.learnt
+            part = Selection(np.arange(len(at)), np.arange(len(at))[selection.folds >= 0], selection.folds, "")
+        if len(np.unique(self.labels[at[part.learnt]])) < self.classes:
+            return None
+        network = backbones.load(self.backbone.name, "none", image_size=self.backbone.rule.crop, seed=how.seed)
+        random = features.embed(
+            [self.embedded.rows[index] for index in at], network, how.cache, threads=how.threads, limits=how.limits
+        )
+        trial, _ = rungs.probe(
+            "random", random.features, self.labels[at], self.weights[at].tolist(), part, self.classes, how.threads
+        )
+        self.how.progress(Step("the control with random weights", 1, 1))
+        return replace(trial, rows=at[trial.rows])
+
+    # --- choosing ---
+
+    def _choice(self) -> str:
+        """The cheapest rung that is as good as the best, among those that can be served."""
+        served = [name for name in (LINEAR_PROBE, PARTIAL, FULL, SCRATCH) if name in self.trials]
+        best = max(served, key=lambda name: self._share(self.trials[name]))
+        for name in served:
+            if name == best or not _clearly_worse(self.trials[name], self.trials[best], self.labels):
+                return name
+        return best
+
+    def _kept(self, name: str, probe: Probe, transfer: Transfer | None) -> Chosen:
+        trial = self.trials[name]
+        backbone, head, found = self.backbone, probe, self.embedded.features[self.selection.learnt]
+        if name in _DEEP:
+            backbone, head = self._deep().final(name)
+            some = _some(self.selection.learnt, _PROJECTED)
+            found = self._deep().features(backbone, some)
+        truth = self.labels[trial.rows]
+        temperature = fit_temperature(trial.logits, truth.tolist())
+        scaled = trial.logits / temperature
+        powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return Chosen(
+            backbone=backbone,
+            head=head,
+            temperature=temperature,
+            strategy=name,
+            why=self._why(name),
+            ladder=self._ladder(name, transfer),
+            features=found,
+            judged=tuple(self.embedded.rows[at] for at in trial.rows),
+            probabilities=powers / powers.sum(axis=1, keepdims=True),
+            learnt=frozenset(self.embedded.rows[at].digest for at in self.selection.learnt),
+        )
+
+    def _why(self, name: str) -> str:
+        trial = self.trials[name]
+        share = transfer_verdict.share(trial, self.labels)
+        how = "auto chose it" if self.how.strategy == AUTO else "asked for"
+        whole = len(trial.rows) == len(self.selection.judged)
+        parts = [
+            f"{how}: {len(self.selection.learnt):,} training images of {self.classes} classes; right on "
+            f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}) by {self.selection.says}"
+            + ("" if whole else f", of which it was tried on {len(trial.rows):,}")
+        ]
+        if self.how.strategy == AUTO:
+            others = [
+                f"{other} {transfer_verdict.share(self.trials[other], self.labels).value:.1%}"
+                for other in NAMES
+                if other in self.trials and other != name
+            ]
+            parts.append("against " + ", ".join(others))
+            parts += [f"{other} not tried: {why}" for other, (why, _) in self.skipped.items() if other != SCRATCH]
+        return "; ".join(parts)
+
+    def _ladder(self, name: str, transfer: Transfer | None) -> Ladder:
+        best = max((trial for trial in self.trials.values()), key=self._share)
+        return Ladder(
+            chosen=name,
+            selection=self.selection.says,
+            budget=self.how.seconds,
+            rungs=tuple(self._rung(each, best) for each in NAMES if each in self.trials or each in self.skipped),
+            signals=self._signals() if self.how.strategy == AUTO else None,
+            transfer=transfer,
+        )
+
+    def _rung(self, name: str, best: Trial) -> Rung:
+        cost = self._price(name)
+        if name not in self.trials:
+            why, seconds = self.skipped[name]
+            return Rung(
+                name=name, tried=False, why=why, seconds=round(seconds, 2), parameters=cost.parameters,
+                multiply_adds=cost.multiply_adds,
+            )  # fmt: skip
+        trial = self.trials[name]
+        mine, theirs = transfer_verdict.shared_rows(trial, best, self.labels)
+        return Rung(
+            name=name,
+            tried=True,
+            accuracy=transfer_verdict.share(trial, self.labels),
+            log_loss=log_loss(trial.logits, self.labels[trial.rows]),
+            difference=difference(theirs, mine),
+            seconds=round(trial.seconds, 3),
+            epochs=trial.epochs,
+            parameters=cost.parameters,
+            multiply_adds=cost.multiply_adds,
+            curve=trial.curve,
+        )
+
+    def _price(self, name: str) -> price.Price:
+        if name == MAJORITY:
+            return price.Price(self.classes, 0)
+        if name == SIMPLE:
+            return price.of_linear(self.embedded.simple.shape[1], self.classes)
+        whole = price.of_network(self.backbone, self.classes)
+        if name == KNN:
+            return price.plus_neighbours(whole, len(self.selection.learnt), self.backbone.width, self.classes)
+        return whole
+
+    def _signals(self) -> Signals:
+        simple = 1.0 - self._share(self.trials[SIMPLE])
+        probe = 1.0 - self._share(self.trials[LINEAR_PROBE])
+        learnt = self.selection.learnt
+        some = _some(learnt, 2000)
+        return Signals(
+            images=len(learnt),
+            classes=self.classes,
+            fewest_in_a_class=int(np.bincount(self.labels[learnt], minlength=self.classes).min()),
+            similarity=1.0 - probe / simple if simple > 0 else 0.0,
+            h_score=h_score(self.embedded.features[some], self.labels[some].tolist()),
+            expected_gain={name: round(gain, 4) for name, gain in self.gains.items()},
+        )
+
+    # --- small things ---
+
+    def _keep(self, trial: Trial) -> None:
+        self.trials[trial.name] = trial
+
+    def _probe(self, name: str, values: Floats) -> tuple[Trial, Probe]:
+        return rungs.probe(
+            name, values, self.labels, self.weights.tolist(), self.selection, self.classes, self.how.threads
+        )
+
+    def _share(self, trial: Trial) -> float:
+        return float(trial.right(self.labels).mean())
+
+    def _left(self) -> float:
+        return self.how.seconds - (time.perf_counter() - self.began)
+
+    def _deep(self) -> deep.Trainer:
+        assert self.deep is not None
+        return self.deep
+
+
+def expected_gain(error: float, images: int) -> float:
+    """What fine-tuning is likely to add to the probe's accuracy.
+
+    It takes away a share of the error that grows with the number of images: measured on this project's data it is about
+    nothing at 60 images, a tenth at 250 and a third at 1,300 (docs/training.md).
+    """
+    share = min(0.6, max(0.0, 0.25 * math.log10(max(1, images) / 100)))
+    return error * share
+
+
+def _clearly_worse(trial: Trial, best: Trial, labels: NDArray[np.int64]) -> bool:
+    """Is the paired difference in accuracy more than one standard error?"""
+    mine, theirs = transfer_verdict.shared_rows(trial, best, labels)
+    each = theirs.astype(np.float64) - mine
+    return float(each.mean()) > float(each.std()) / math.sqrt(len(each))
+
+
+def _some(at: Sequence[int] | NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most so many of them, evenly spread."""
+    chosen = np.asarray(at, np.int64)
+    return chosen if len(chosen) <= most else chosen[np.unique(np.linspace(0, len(chosen) - 1, most).astype(int))]
