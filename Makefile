@@ -4,7 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint bench bench-transfer bench-serving constraints clean bench-resilience
+.PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones \
+        constraints clean
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
@@ -38,6 +39,12 @@ bench-transfer: $(STAMP)  ## what the built-in checkpoint is worth against rando
 
 bench-serving: $(STAMP)  ## how fast Perennial answers, beside its peers and the machine's limit; needs wrk
 	$(BIN)/python -m benchmarks.serving --open-loop --soak 100000
+
+bench-training: $(STAMP)  ## how good and how quick training is, beside its peers; needs the shared images, takes hours
+	$(BIN)/python -m benchmarks.training
+
+bench-backbones: $(STAMP)  ## every classification network of torchvision: built, trained a step, exported, compared
+	$(BIN)/python -m benchmarks.backbones
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
 	$(BIN)/python -m benchmarks.resilience

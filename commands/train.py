@@ -31,7 +31,10 @@ def train(
     name: console.Name = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="A torchvision classification network; the setting `train.backbone` unless given."),
+        typer.Option(
+            help="A torchvision classification network, or auto: the best of those whose weights are at hand. "
+            "The setting `train.backbone` unless given."
+        ),
     ] = None,
     weights: Annotated[
         str | None,

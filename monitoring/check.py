@@ -178,10 +178,17 @@ def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Re
 
 
 def _incomparable(manifest: Manifest, window: Window) -> _Finding:
-    why = (
-        f"the latest predictions were made in {window.precision}, and version {manifest.version} has reference rows "
-        f"for {', '.join(manifest.precisions)} only; serve it in one of these (serve.precision), or train it anew"
-    )
+    if window.precision in manifest.precisions:
+        why = (
+            f"version {manifest.version} has no reference rows: it was imported without images to compare with; "
+            "import it again with --data FOLDER, a folder of images like those to be expected"
+        )
+    else:
+        why = (
+            f"the latest predictions were made in {window.precision}, and version {manifest.version} has reference "
+            f"rows for {', '.join(manifest.precisions)} only; serve it in one of these (serve.precision), or train it "
+            "anew"
+        )
     return _Finding(
         Verdict.INSUFFICIENT_DATA,
         (Cause(Verdict.INSUFFICIENT_DATA, why),),

@@ -157,14 +157,23 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
 
 
 def read_reference(bundle: Bundle, precision: str = FLOAT32) -> Reference | None:
-    """The reference rows of a verified bundle that were scored in this precision; None where it has none of another
-    precision than float32.
+    """The reference rows of a verified bundle that were scored in this precision; None where it has none: it was not
+    certified for it, or the model was imported as it is, without images to compare with.
 
     Raises:
-        InvalidBundle: it has none at all, or columns are missing or of another shape than the manifest says.
+        InvalidBundle: there is no such file, or its columns are missing or of another shape than the manifest says.
     """
     path = bundle.reference if precision == FLOAT32 else bundle.reference_in(precision)
-    return None if path is None else reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
+    if path is None or _is_empty(path):
+        return None
+    return reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return bool(pq.read_metadata(path).num_rows == 0)
+    except (OSError, ArrowException):
+        return False  # whoever reads it will say so
 
 
 def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ...]) -> Reference:

@@ -38,7 +38,11 @@ class Section(BaseModel):
 class TrainSettings(Section):
     """How a labelled folder becomes a bundle."""
 
-    backbone: str = Field("mobilenet_v3_small", description="A torchvision classification model, by name.")
+    backbone: str = Field(
+        "mobilenet_v3_small",
+        description="A torchvision classification model, by name; `auto` ranks those whose weights are at hand "
+        "(`weights` may then be a folder of files named by backbone).",
+    )
     weights: str = Field(
         "default",
         description="`default` (torchvision's own, downloaded by torchvision), `builtin` (ships with Perennial), "

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING: Final = 32
 TOLERANCE: Final = 1e-3
+_LEAST_SPREAD: Final = 0.03  # of a direction, against the widest
+_LEAST_SHARE: Final = 0.01  # of a direction, against the length of the mean feature vector
 _OPSET: Final = 20
 _MOST_BYTES: Final = 2**31 - 2**20  # of one protobuf message, less room for the graph itself
 _LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -52,8 +54,10 @@ def fit_whitening(features: Floats) -> Whitening:
     with np.errstate(invalid="ignore"):  # the share of variance explained, where all features are constant
         pca = PCA(size, random_state=0).fit(features.astype(np.float64))
     spread = np.sqrt(pca.explained_variance_)
-    # A direction with next to no variance must not be blown up to unit variance: it would be rounding noise.
-    spread = np.maximum(spread, 1e-3 * float(spread[0]) or 1.0)
+    # A direction with next to no variance must not be blown up to unit variance: it would be rounding noise. A network
+    # that was trained for few classes leaves little in all but a few directions, one that was hardly trained in any.
+    least = max(_LEAST_SPREAD * float(spread[0]), _LEAST_SHARE * float(np.linalg.norm(pca.mean_)))
+    spread = np.maximum(spread, least or 1.0)
     return Whitening((pca.components_ / spread[:, None]).astype(np.float32), pca.mean_.astype(np.float32))
 
 

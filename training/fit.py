@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pyarrow import parquet
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -48,6 +47,7 @@ from training.datasets import LabelledImages, Row, Skipped
 from training.export import ServedModel, export_graph, fit_whitening, save_weights
 from training.features import Embedded
 from training.label_errors import LabelError, likely_label_errors
+from training.reference import dataset_table, reference_table
 from training.report import render
 from training.rungs import MAJORITY, SIMPLE
 from training.strategy import STRATEGIES, Chosen, Climb
@@ -108,7 +108,7 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
     if request.int8:
         certify.require_int8()
     threads = request.threads or os.cpu_count() or 1
-    with _one_thread_a_batch():
+    with one_thread_a_batch():
         progress(Step("loading the pretrained weights", 0, 1))
         backbone = backbones.load(
             request.backbone,
@@ -118,9 +118,11 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
             expected_sha256=request.pretrained_sha256,
         )
         progress(Step("loading the pretrained weights", 1, 1))
+        began = time.perf_counter()
         embedded = features.embed(
             request.images.rows, backbone, cache, threads=threads, limits=limits, progress=progress
         )
+        took = time.perf_counter() - began
         images = datasets.without(request.images, embedded.failures)
 
         bundles.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,17 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                     images,
                     embedded,
                     backbone,
-                    Climb(request.strategy, request.budget, request.seed, threads, limits, Path(work), cache, progress),
+                    Climb(
+                        strategy=request.strategy,
+                        seconds=request.budget,
+                        seed=request.seed,
+                        threads=threads,
+                        limits=limits,
+                        work=Path(work),
+                        cache=cache,
+                        embedding=took,
+                        progress=progress,
+                    ),
                 )
                 whitening = fit_whitening(chosen.features)
             progress(Step("exporting the graph", 0, 1))
@@ -168,9 +180,9 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                         shutil.copyfile(Path(work, name), folder / name)
                 save_weights(model, folder / WEIGHTS)
                 for precision in manifest.precisions:
-                    table = _reference(scored, images.classes, outputs[precision], chosen.learnt)
+                    table = reference_table(scored, images.classes, outputs[precision], learnt=chosen.learnt)
                     parquet.write_table(table, folder / reference_name(precision))
-                parquet.write_table(_dataset(images.rows), folder / DATASET)
+                parquet.write_table(dataset_table(images.rows), folder / DATASET)
                 report = render(manifest, images, scored, outputs[FLOAT32], suspects, limits)
                 (folder / REPORT).write_text(report, "utf-8")
 
@@ -179,7 +191,7 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
 
 
 @contextmanager
-def _one_thread_a_batch() -> Iterator[None]:
+def one_thread_a_batch() -> Iterator[None]:
     # Work is shared out by the batch. Threads inside an operation would wait for each other, busily: on cores that
     # also serve, embedding small images took eighteen times as long.
     before = torch.get_num_threads()
@@ -273,43 +285,3 @@ def _likely_label_errors(
     probabilities = np.concatenate([chosen.probabilities, output.probabilities[at].astype(np.float64)])
     labels = np.array([images.classes.index(row.label) for row in rows])
     return [(rows[found.index], found) for found in likely_label_errors(probabilities, labels.tolist())]
-
-
-def _predicted(classes: Sequence[str], output: GraphOutput) -> list[str]:
-    return [classes[at] for at in output.probabilities.argmax(axis=1)]
-
-
-def _reference(rows: Sequence[Row], classes: Sequence[str], output: GraphOutput, learnt: frozenset[str]) -> pa.Table:
-    predicted = _predicted(classes, output)
-    at = [index for index, row in enumerate(rows) if row.reference]
-    chosen = [rows[index] for index in at]
-
-    def vectors(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> pa.Array:
-        return pa.array(list(values[at]), pa.list_(pa.float32()))
-
-    return pa.table(
-        {
-            "id": pa.array([row.digest for row in chosen], pa.string()),
-            "image_digest": pa.array([row.digest for row in chosen], pa.string()),
-            "label": pa.array([row.label for row in chosen], pa.string()),
-            "predicted": pa.array([predicted[index] for index in at], pa.string()),
-            "confidence": pa.array(output.probabilities[at].max(axis=1), pa.float32()),
-            "probabilities": vectors(output.probabilities),
-            "embedding": vectors(output.embedding),
-            "properties": vectors(output.properties),
-            "held_out": pa.array([row.digest not in learnt for row in chosen], pa.bool_()),
-        }
-    )
-
-
-def _dataset(rows: Sequence[Row]) -> pa.Table:
-    return pa.table(
-        {
-            "location": pa.array([row.location for row in rows], pa.string()),
-            "image_digest": pa.array([row.digest for row in rows], pa.string()),
-            "label": pa.array([row.label for row in rows], pa.string()),
-            "split": pa.array([row.split for row in rows], pa.string()),
-            "weight": pa.array([row.weight for row in rows], pa.float32()),
-            "origin": pa.array([row.origin for row in rows], pa.string()),
-        }
-    )

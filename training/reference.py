@@ -11,9 +11,11 @@ from perennial.graph import GraphOutput
 from training.datasets import Row
 
 
-def reference_table(rows: Sequence[Row], classes: Sequence[str], output: GraphOutput) -> pa.Table:
+def reference_table(
+    rows: Sequence[Row], classes: Sequence[str], output: GraphOutput, *, learnt: frozenset[str] = frozenset()
+) -> pa.Table:
     """`reference.parquet`: those of the rows [N] that are reference rows, as the graph scored them. A row without a
-    label has none there either."""
+    label has none there either. `learnt` are the digests of the rows that took part in training."""
     at = [index for index, row in enumerate(rows) if row.reference]
     chosen = [rows[index] for index in at]
     best = output.probabilities[at].argmax(axis=1)
@@ -31,7 +33,7 @@ def reference_table(rows: Sequence[Row], classes: Sequence[str], output: GraphOu
             "probabilities": vectors(output.probabilities),
             "embedding": vectors(output.embedding),
             "properties": vectors(output.properties),
-            "held_out": pa.array([row.split != "train" for row in chosen], pa.bool_()),
+            "held_out": pa.array([row.digest not in learnt for row in chosen], pa.bool_()),
         }
     )
 

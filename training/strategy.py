@@ -23,7 +23,7 @@ from perennial.bundle import Ladder, Rung, Signals, Transfer
 from perennial.images import ImageLimits
 from perennial.progress import Progress, Step, silent
 from training import backbones, deep, features, price, rungs, transfer_verdict
-from training.backbone_ranking import h_score
+from training.backbone_ranking import adjusted_h_score
 from training.backbones import Backbone
 from training.calibrate import fit_temperature
 from training.datasets import LabelledImages, Row
@@ -36,6 +36,7 @@ from training.selection import Selection, select
 AUTO: Final = "auto"
 STRATEGIES: Final = (AUTO, LINEAR_PROBE, PARTIAL, FULL, SCRATCH)
 _DEEP: Final = (PARTIAL, FULL, SCRATCH)
+_ON_FEATURES: Final = (KNN, LINEAR_PROBE, PARTIAL, FULL)
 
 #: What a rung must be expected to add before it is tried.
 LEAST_GAIN: Final = 0.005
@@ -48,7 +49,8 @@ _PROJECTED: Final = 1000  # images that the embedding's axes are fitted on, wher
 
 @dataclass(frozen=True, slots=True)
 class Climb:
-    """What to climb with. `seconds` is the budget, from now on; a named strategy is not bound by it."""
+    """What to climb with. `seconds` is the budget, from now on; a named strategy is not bound by it. `embedding` is how
+    long it took to compute the features, which whatever learns on them needs first."""
 
     strategy: str
     seconds: float
@@ -57,6 +59,7 @@ class Climb:
     limits: ImageLimits
     work: Path
     cache: Path
+    embedding: float = 0.0
     progress: Progress = silent
 
 
@@ -121,7 +124,9 @@ class _Ladder:
             if auto or how.strategy in _DEEP:
                 self.deep = deep.Trainer(
                     self.backbone, self.embedded, self.labels, self.weights, self.classes, self.selection, Path(folder),
+                    how.cache / "training",
                     seed=how.seed, threads=how.threads, limits=how.limits, progress=progress,
+                    folds=deep.FOLDS if auto else 1,  # one is enough to calibrate by
                 )  # fmt: skip
             if auto:
                 self._climb_on()
@@ -129,7 +134,10 @@ class _Ladder:
                 self._keep(self._deep().trial(how.strategy))
             transfer = self._transfer() if auto else None
             name = self._choice() if auto else how.strategy
-            return self._kept(name, probe, transfer)
+            kept = self._kept(name, probe, transfer)
+            if self.deep is not None:
+                self.deep.forget()
+            return kept
 
     # --- climbing ---
 
@@ -196,6 +204,7 @@ class _Ladder:
         if len(np.unique(self.labels[at[part.learnt]])) < self.classes:
             return None
         network = backbones.load(self.backbone.name, "none", image_size=self.backbone.rule.crop, seed=how.seed)
+        network = replace(network, rule=self.backbone.rule, mean=self.backbone.mean, std=self.backbone.std)
         random = features.embed(
             [self.embedded.rows[index] for index in at], network, how.cache, threads=how.threads, limits=how.limits
         )
@@ -314,14 +323,17 @@ class _Ladder:
             classes=self.classes,
             fewest_in_a_class=int(np.bincount(self.labels[learnt], minlength=self.classes).min()),
             similarity=1.0 - probe / simple if simple > 0 else 0.0,
-            h_score=h_score(self.embedded.features[some], self.labels[some].tolist()),
+            h_score=adjusted_h_score(self.embedded.features[some], self.labels[some].tolist()),
             expected_gain={name: round(gain, 4) for name, gain in self.gains.items()},
         )
 
     # --- small things ---
 
     def _keep(self, trial: Trial) -> None:
-        self.trials[trial.name] = trial
+        before = self.how.embedding if trial.name in _ON_FEATURES else 0.0
+        self.trials[trial.name] = replace(
+            trial, seconds=trial.seconds + before, curve=transfer_verdict.later(trial.curve, before)
+        )
 
     def _probe(self, name: str, values: Floats) -> tuple[Trial, Probe]:
         return rungs.probe(

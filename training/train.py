@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from perennial.errors import NoLiveModel
+from perennial.errors import InvalidParameter, NoLiveModel
 from perennial.images import ImageLimits
 from perennial.ledger import deployments
 from perennial.progress import Progress, silent
-from perennial.settings import Settings
+from perennial.settings import Settings, TrainSettings
 from perennial.storage import Storage
-from training import datasets
-from training.fit import FitRequest, Fitted, fit
+from training import backbone_ranking, datasets
+from training.datasets import LabelledImages
+from training.fit import FitRequest, Fitted, fit, one_thread_a_batch
 from training.publish import publish
 
 
@@ -41,12 +43,15 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
     images = datasets.load(
         data, validation=chosen.validation, test=chosen.test, seed=chosen.seed, limits=limits, progress=progress
     )
+    backbone, weights = chosen.backbone, _findable(chosen.weights)
+    if backbone == "auto":
+        backbone, weights = _best_at_hand(images, chosen, settings.cache_path, limits, progress)
     fitted = fit(
         FitRequest(
             images=images,
             name=settings.name,
-            backbone=chosen.backbone,
-            weights=_findable(chosen.weights),
+            backbone=backbone,
+            weights=weights,
             strategy=chosen.strategy,
             image_size=chosen.image_size,
             seed=chosen.seed,
@@ -67,6 +72,26 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
         deployments.deploy(engine, settings.name, version, reason="the first model of its name", actor="train")
         return Trained(fitted, live=True)
     return Trained(fitted, live=False)
+
+
+def _best_at_hand(
+    images: LabelledImages, chosen: TrainSettings, cache: Path, limits: ImageLimits, progress: Progress
+) -> tuple[str, str]:
+    """The backbone, and its weights, whose features tell these classes apart best, of those that need no download."""
+    folder = Path(chosen.weights).expanduser()
+    if chosen.weights == "none":
+        raise InvalidParameter("--backbone auto ranks pretrained weights; with --weights none name a backbone")
+    with one_thread_a_batch():
+        best, *_ = backbone_ranking.rank(
+            images.of("train"),
+            images.classes,
+            backbone_ranking.at_hand(folder if folder.is_dir() else None),
+            cache,
+            threads=chosen.threads or os.cpu_count() or 1,
+            limits=limits,
+            progress=progress,
+        )
+    return best.name, best.weights
 
 
 def _findable(weights: str) -> str:

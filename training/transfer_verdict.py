@@ -144,6 +144,6 @@ def _when(arrival: Arrival) -> str:
     return f"{arrival.seconds:.1f} s" + (f" ({arrival.epochs} epochs)" if arrival.epochs else "")
 
 
-def curve_of(points: Sequence[CurvePoint], before: float) -> tuple[CurvePoint, ...]:
+def later(points: Sequence[CurvePoint], before: float) -> tuple[CurvePoint, ...]:
     """A curve whose seconds count what was done `before` it, too."""
     return tuple(point.model_copy(update={"seconds": round(point.seconds + before, 3)}) for point in points)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from perennial.bundle import Bundle, Ladder, open_bundle
+from perennial.graph import Graph
+from perennial.images import ImageLimits
+from perennial.progress import Step
+from training import evaluate
+from training.datasets import LabelledImages, load
+from training.fit import FitRequest, fit
+from training.rungs import NAMES
+from training.strategy import LEAST_GAIN, expected_gain
+
+FIXED_SIZE = 64
+
+
+def fitted(
+    images: LabelledImages, folder: Path, strategy: str, budget: float = 60.0, steps: list[Step] | None = None
+) -> Bundle:
+    request = FitRequest(
+        images, "shapes", "mobilenet_v3_small", "builtin", strategy, FIXED_SIZE, seed=0, threads=1, budget=budget
+    )
+    return fit(
+        request,
+        bundles=folder / "models",
+        cache=folder / "cache",
+        limits=ImageLimits(),
+        progress=steps.append if steps is not None else (lambda step: None),
+    ).bundle
+
+
+def ladder_of(bundle: Bundle) -> Ladder:
+    assert bundle.manifest.ladder is not None
+    return bundle.manifest.ladder
+
+
+@pytest.fixture(scope="module")
+def climbed(shape_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return fitted(shape_images, tmp_path_factory.mktemp("auto"), "auto", budget=100.0)
+
+
+def test_auto_tries_the_rungs_in_order_and_says_what_it_found(climbed: Bundle) -> None:
+    ladder = ladder_of(open_bundle(climbed.path, climbed.digest))
+    names = [rung.name for rung in ladder.rungs]
+    assert names == [name for name in NAMES if name in names]
+    assert {"majority", "simple", "knn", "linear_probe"} <= {rung.name for rung in ladder.rungs if rung.tried}
+    assert ladder.chosen == climbed.manifest.strategy
+    assert ladder.selection == "5-fold cross-validation over 42 images"
+    for rung in ladder.rungs:
+        if rung.tried:
+            assert rung.accuracy is not None
+            assert rung.accuracy.low <= rung.accuracy.value <= rung.accuracy.high
+            assert rung.log_loss is not None
+        else:
+            assert rung.why
+    assert ladder.signals is not None
+    assert (ladder.signals.images, ladder.signals.classes, ladder.signals.fewest_in_a_class) == (42, 3, 14)
+    prices = {rung.name: rung for rung in ladder.rungs}
+    assert prices["simple"].multiply_adds < prices["linear_probe"].multiply_adds / 100
+    assert prices["linear_probe"].milliseconds is not None
+    for name in ("auto chose it", "majority", "simple", "knn"):
+        assert name in climbed.manifest.why
+
+
+def test_auto_gives_the_three_indicators_of_transfer(climbed: Bundle) -> None:
+    transfer = ladder_of(climbed).transfer
+    assert transfer is not None
+    assert transfer.verdict in ("positive", "none", "negative")
+    assert transfer.alone is not None
+    assert transfer.alone_random is not None
+    assert transfer.final is not None
+    scratch = next(rung for rung in ladder_of(climbed).rungs if rung.name == "scratch")
+    assert scratch.tried
+    assert transfer.final_from_scratch is not None
+    assert len(scratch.curve) == scratch.epochs
+    assert any("from scratch" in line for line in transfer.says)
+
+
+@pytest.mark.parametrize("strategy", ["partial", "scratch"])
+def test_a_rung_can_be_asked_for_and_its_graph_is_what_was_trained(
+    strategy: str, shape_images: LabelledImages, tmp_path: Path
+) -> None:
+    steps: list[Step] = []
+    bundle = fitted(shape_images, tmp_path, strategy, budget=0.001, steps=steps)  # a budget binds auto only
+    manifest = bundle.manifest
+    assert manifest.strategy == strategy
+    assert "asked for" in manifest.why
+    rungs = {rung.name: rung for rung in ladder_of(bundle).rungs}
+    assert rungs[strategy].tried
+    assert rungs[strategy].epochs > 0
+    assert not list((tmp_path / "cache" / "training").glob("*.safetensors"))  # no checkpoint is left behind
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [manifest.version]
+    output = evaluate.score(Graph(bundle.graph, threads=1), shape_images.of("test"), manifest.input)
+    right = output.probabilities.argmax(axis=1) == [
+        shape_images.classes.index(row.label) for row in shape_images.of("test")
+    ]
+    assert right.mean() == pytest.approx(manifest.metrics["accuracy"].value)
+    assert np.isfinite(output.embedding).all()
+    # The embedding's axes are those of the trained network's own features.
+    assert 0.2 < float(output.embedding.std(axis=0)[0]) < 3.0
+    assert parquet.read_table(bundle.reference).num_rows == 30
+
+
+def test_without_time_the_probe_is_kept_and_what_was_not_tried_is_named(
+    tmp_path: Path, write_shapes: Callable[..., Path]
+) -> None:
+    images = load(str(write_shapes(tmp_path / "data", count=60)), validation=0.2, test=0.2, seed=0)
+    ladder = ladder_of(fitted(images, tmp_path, "auto", budget=0.001))
+    assert ladder.chosen == "linear_probe"
+    skipped = {rung.name: rung.why for rung in ladder.rungs if not rung.tried}
+    assert {"partial", "scratch"} <= set(skipped)
+    assert "no time" in skipped["scratch"]
+    assert "budget" in skipped["partial"] or "prediction" in skipped["partial"]
+
+
+def test_more_images_and_more_errors_promise_more_of_fine_tuning() -> None:
+    assert expected_gain(error=0.2, images=60) == 0.0
+    assert expected_gain(0.04, 243) < LEAST_GAIN < expected_gain(0.2, 243)
+    assert expected_gain(0.08, 1300) > expected_gain(0.08, 500) > LEAST_GAIN
+    assert expected_gain(0.1, 10**9) <= 0.06
