@@ -31,7 +31,7 @@ def test_the_served_label_is_that_of_torchvision_on_a_full_decode(
     photos = sorted((test_data / "hymenoptera").glob("*/*/*.jpg"))
     trained = perennial(
         "train", test_data / "hymenoptera", "--backbone", "mobilenet_v2", "--weights", weights,
-        "--image-size", SIDE, "--json",
+        "--strategy", "linear_probe", "--image-size", SIDE, "--json",
     ).json()  # fmt: skip
     home.mkdir(exist_ok=True)
     with served(free_port, home / "server.log", keep=False) as server, Client(server.url) as client:

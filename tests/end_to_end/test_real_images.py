@@ -91,8 +91,9 @@ def test_photos_then_sketches(
 
     weights = test_data / "weights" / "mobilenet_v2_imagenet.pth"
     trained = perennial(
-        "train", tmp_path / "photos", "--backbone", "mobilenet_v2", "--weights", weights, "--json"
-    ).json()
+        "train", tmp_path / "photos", "--backbone", "mobilenet_v2", "--weights", weights,
+        "--strategy", "linear_probe", "--json",
+    ).json()  # fmt: skip
     figures["training seconds"] = trained["seconds"]
     home.mkdir(exist_ok=True)
     with served(free_port, home / "server.log", keep=False) as server, Client(server.url) as client:
