@@ -145,7 +145,7 @@ def _fresh_home(port: int) -> Settings:
         "PERENNIAL_NAME": "digits",
         "PERENNIAL_HOME": str(folder),
         "PERENNIAL_TRAIN__WEIGHTS": "builtin",
-        "PERENNIAL_TRAIN__STRATEGY": "linear_probe",  # the story is about the loop; a minute is what it has for training
+        "PERENNIAL_TRAIN__STRATEGY": "linear_probe",  # the story is about the loop, not training
         "PERENNIAL_SERVE__PORT": str(port),
         "PERENNIAL_SERVE__SWAP_INTERVAL": "0.25",
         "PERENNIAL_MONITOR__WINDOW": str(WINDOW),
