@@ -57,6 +57,18 @@ def train(
             metavar="SECONDS", help="What auto may spend on choosing; the setting `train.budget` unless given."
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Unlabelled images from where the model will be used: the probe is aligned to them. Classes should be "
+            "about as common there as in DATA.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:WEIGHTS]", help="A larger network that the backbone learns from first."),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=0, help="Side of the square the network sees, in pixels; 0 is the weights' own.")
     ] = None,
@@ -68,7 +80,7 @@ def train(
         name,
         train={
             "backbone": backbone, "weights": weights, "strategy": strategy, "budget": budget, "image_size": image_size,
-            "seed": seed,
+            "seed": seed, "target": target, "teacher": teacher,
         },
     )  # fmt: skip
     _need_training_packages()

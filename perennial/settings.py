@@ -56,6 +56,16 @@ class TrainSettings(Section):
     budget: float = Field(
         300.0, gt=0, description="Seconds that `auto` may spend on choosing; a strategy asked for is not bound by it."
     )
+    target: str = Field(
+        "",
+        description="A folder of unlabelled images from where the model will be used; a linear probe is aligned to "
+        "them (CORAL). Its classes should be about as common as in the training data.",
+    )
+    teacher: str = Field(
+        "",
+        description="A larger network, NAME or NAME:WEIGHTS, from which the backbone learns on the training images "
+        "first (relational distillation).",
+    )
     image_size: int = Field(
         0,
         ge=0,

@@ -111,7 +111,7 @@ def _load(
             "for; put the original file back, or train anew from these weights with `perennial train`"
         )
     state, metadata = ({}, {}) if path is None else _read(path)
-    rule, mean, std = _preprocessing(name, metadata if weights == "builtin" else {}, image_size)
+    rule, mean, std = _preprocessing(name, metadata if "input_size" in metadata else {}, image_size)
     network = _build(name, seed, rule.crop)
     if whole and path is not None:
         _fill(network, state, path, name, ignored=_AUXILIARY)
@@ -296,7 +296,8 @@ def _preprocessing(
     name: str, metadata: Mapping[str, str], image_size: int
 ) -> tuple[InputRule, tuple[float, float, float], tuple[float, float, float]]:
     if metadata:
-        crop = resize = int(metadata["input_size"])
+        crop = int(metadata["input_size"])
+        resize = int(metadata.get("resize", crop))
         mean, std = json.loads(metadata["mean"]), json.loads(metadata["std"])
     else:
         transforms = published(name).transforms()

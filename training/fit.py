@@ -41,7 +41,7 @@ from perennial.errors import InvalidParameter
 from perennial.graph import FLOAT32, INT8, PROPERTIES, GraphOutput
 from perennial.images import ImageLimits, Pixels
 from perennial.progress import Progress, Step, silent
-from training import backbones, certify, datasets, evaluate, features, strategy, trust
+from training import backbones, certify, datasets, evaluate, features, strategy, trust, unlabelled
 from training.backbones import Backbone
 from training.datasets import LabelledImages, Row, Skipped
 from training.export import ServedModel, export_graph, fit_whitening, save_weights
@@ -49,8 +49,8 @@ from training.features import Embedded
 from training.label_errors import LabelError, likely_label_errors
 from training.reference import dataset_table, reference_table
 from training.report import render
-from training.rungs import MAJORITY, SIMPLE
-from training.strategy import STRATEGIES, Chosen, Climb
+from training.rungs import LINEAR_PROBE, MAJORITY, SIMPLE
+from training.strategy import AUTO, STRATEGIES, Chosen, Climb
 
 _LARGE: Final = 10_000_000  # numbers in a matrix
 _PROOF_IMAGES: Final = 8  # on so many the exported graph is compared with torch
@@ -64,7 +64,8 @@ class FitRequest:
     """What to train. `images` are used in the splits they come in; `weights` is default, builtin, none or a path;
     `image_size` 0 takes the weights' own; `threads` 0 takes every core; `pretrained_sha256` is what the weights file
     must be; `int8` quantises the graph too, and certifies it; `budget` is the seconds that `auto` may
-    spend on choosing a strategy."""
+    spend on choosing a strategy; `target` is a folder of unlabelled images from where the model will be used, to which
+    a linear probe is aligned; `teacher` a larger network, NAME or NAME:WEIGHTS, that the backbone learns from first."""
 
     images: LabelledImages
     name: str
@@ -78,6 +79,8 @@ class FitRequest:
     pretrained_sha256: str | None = None
     int8: bool = False
     budget: float = 300.0
+    target: str = ""
+    teacher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,11 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
     started = time.perf_counter()
     if request.strategy not in STRATEGIES:
         raise InvalidParameter(f"there is no strategy {request.strategy!r}; choose from: {', '.join(STRATEGIES)}")
+    if request.target and request.strategy not in (AUTO, LINEAR_PROBE):
+        raise InvalidParameter(
+            f"--target aligns frozen features, so it goes with the strategy linear_probe (or auto), not with "
+            f"{request.strategy}"
+        )
     if request.int8:
         certify.require_int8()
     threads = request.threads or os.cpu_count() or 1
@@ -118,7 +126,10 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
             expected_sha256=request.pretrained_sha256,
         )
         progress(Step("loading the pretrained weights", 1, 1))
+        if request.teacher:
+            backbone = _taught(request, backbone, bundles.parent / "weights", cache, threads, limits, progress)
         began = time.perf_counter()
+        target, unused = _target(request, backbone, cache, threads, limits, progress)
         embedded = features.embed(
             request.images.rows, backbone, cache, threads=threads, limits=limits, progress=progress
         )
@@ -134,7 +145,7 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                     embedded,
                     backbone,
                     Climb(
-                        strategy=request.strategy,
+                        strategy=LINEAR_PROBE if request.target else request.strategy,
                         seconds=request.budget,
                         seed=request.seed,
                         threads=threads,
@@ -143,6 +154,7 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                         cache=cache,
                         embedding=took,
                         progress=progress,
+                        target=target,
                     ),
                 )
                 whitening = fit_whitening(chosen.features)
@@ -187,7 +199,7 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                 (folder / REPORT).write_text(report, "utf-8")
 
             bundle = write_bundle(bundles, manifest, fill)
-    return Fitted(bundle, time.perf_counter() - started, images.skipped)
+    return Fitted(bundle, time.perf_counter() - started, images.skipped + unused)
 
 
 @contextmanager
@@ -200,6 +212,37 @@ def one_thread_a_batch() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _taught(
+    request: FitRequest,
+    backbone: Backbone,
+    kept: Path,
+    cache: Path,
+    threads: int,
+    limits: ImageLimits,
+    progress: Progress,
+) -> Backbone:
+    """The backbone after it has learnt from the teacher on the training images; its weights are a file of its own."""
+    from training.distill import learn_from
+
+    name, _, weights = request.teacher.partition(":")
+    teacher = backbones.load(name, weights or "default")
+    return learn_from(
+        backbone, teacher, request.images.of("train"), kept, cache, seed=request.seed, threads=threads, limits=limits,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _target(
+    request: FitRequest, backbone: Backbone, cache: Path, threads: int, limits: ImageLimits, progress: Progress
+) -> tuple[features.Floats | None, tuple[Skipped, ...]]:
+    """The features [M, D] of the target's images, and the files there that are none."""
+    if not request.target:
+        return None, ()
+    found = unlabelled.load(Path(request.target).expanduser(), threads=threads, limits=limits, progress=progress)
+    embedded = features.embed(found.rows, backbone, cache, threads=threads, limits=limits, progress=progress)
+    return embedded.features, found.skipped
 
 
 def _proof(images: LabelledImages, backbone: Backbone, limits: ImageLimits) -> Pixels:

@@ -64,6 +64,8 @@ def linear_probe(
     validation_features: Floats,
     validation_labels: Sequence[int],
     classes: int,
+    *,
+    root: bool | None = None,
 ) -> Probe:
     """L2-regularised multinomial logistic regression, its penalty the one with the least log-loss on the validation
     rows.
@@ -71,8 +73,9 @@ def linear_probe(
     Args:
         features: [N, D] of the training rows, with `labels` [N] in 0..classes-1 (each at least once) and
             `weights` [N], by which a row counts.
+        root: whether to take square roots; unless given, where no feature is negative.
     """
-    root = never_negative(features)
+    root = never_negative(features) if root is None else root
     validation = _shaped(validation_features, root)
     truth = np.asarray(validation_labels)
     best: Probe | None = None
@@ -97,6 +100,7 @@ def cross_validated_probe(
     classes: int,
     *,
     threads: int = 1,
+    root: bool | None = None,
 ) -> CrossValidated:
     """The same where there are too few rows to keep some back: the penalty with the least log-loss over all folds,
     then a probe of every row.
@@ -104,7 +108,7 @@ def cross_validated_probe(
     Args:
         folds: [N] the fold that each row is held out in, as `split_into_folds` gives them.
     """
-    root = never_negative(features)
+    root = never_negative(features) if root is None else root
     X, y, counts = _shaped(features, root), np.asarray(labels), np.asarray(weights, np.float64)
 
     def held_out(fold: int) -> list[tuple[float, NDArray[np.float64]]]:

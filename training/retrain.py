@@ -198,6 +198,8 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             threads=settings.train.threads,
             int8=settings.train.int8,
             budget=settings.train.budget,
+            # A teacher's lesson is in the pinned weights already; only a probe can be aligned.
+            target=settings.train.target if manifest.strategy == "linear_probe" else "",
             parent=manifest.version,
             pretrained_sha256=manifest.pretrained.sha256 or None,
         ),

@@ -68,6 +68,7 @@ def probe(
     selection: Selection,
     classes: int,
     threads: int,
+    root: bool | None = None,
 ) -> tuple[Trial, Probe]:
     """A linear probe and what it, or those of its folds, said."""
     began = time.perf_counter()
@@ -76,10 +77,12 @@ def probe(
     if selection.folds is None:
         judged = features[selection.judged]
         truth = labels[selection.judged].tolist()
-        fitted = linear_probe(features[learnt], labels[learnt].tolist(), counts.tolist(), judged, truth, classes)
+        fitted = linear_probe(
+            features[learnt], labels[learnt].tolist(), counts.tolist(), judged, truth, classes, root=root
+        )
         return Trial(name, selection.judged, fitted.logits(judged), time.perf_counter() - began), fitted
     found = cross_validated_probe(
-        features[learnt], labels[learnt].tolist(), counts.tolist(), selection.folds, classes, threads=threads
+        features[learnt], labels[learnt].tolist(), counts.tolist(), selection.folds, classes, threads=threads, root=root
     )
     answered = selection.folds >= 0
     return Trial(name, learnt[answered], found.logits[answered], time.perf_counter() - began), found.probe

@@ -23,6 +23,7 @@ from perennial.bundle import Ladder, Rung, Signals, Transfer
 from perennial.images import ImageLimits
 from perennial.progress import Progress, Step, silent
 from training import backbones, deep, features, price, rungs, transfer_verdict
+from training.align import aligned_to
 from training.backbone_ranking import adjusted_h_score
 from training.backbones import Backbone
 from training.calibrate import fit_temperature
@@ -61,6 +62,7 @@ class Climb:
     cache: Path
     embedding: float = 0.0
     progress: Progress = silent
+    target: Floats | None = None  # features [M, D] of unlabelled images; the probe is fitted on aligned ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class _Ladder:
             progress(Step("trying the lower rungs", 1, 4))
             self._keep(rungs.nearest(self.embedded.features, self.labels, self.selection, self.classes))
         progress(Step("trying the lower rungs", 2, 4))
-        trial, probe = self._probe(LINEAR_PROBE, self.embedded.features)
+        trial, probe = self._linear_probe()
         self._keep(trial)
         progress(Step("trying the lower rungs", 4, 4))
         with tempfile.TemporaryDirectory(dir=how.work, prefix="deep-") as folder:
@@ -138,6 +140,17 @@ class _Ladder:
             if self.deep is not None:
                 self.deep.forget()
             return kept
+
+    def _linear_probe(self) -> tuple[Trial, Probe]:
+        if self.how.target is None:
+            return self._probe(LINEAR_PROBE, self.embedded.features)
+        at = np.union1d(self.selection.learnt, self.selection.judged)
+        values, root = aligned_to(self.embedded.features, at, self.how.target)
+        trial, probe = rungs.probe(
+            LINEAR_PROBE, values, self.labels, self.weights.tolist(), self.selection, self.classes, self.how.threads,
+            root=False,
+        )  # fmt: skip
+        return trial, replace(probe, root=root)  # from now on it answers plain features
 
     # --- climbing ---
 
@@ -259,6 +272,11 @@ class _Ladder:
             f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}) by {self.selection.says}"
             + ("" if whole else f", of which it was tried on {len(trial.rows):,}")
         ]
+        if self.how.target is not None:
+            parts.append(
+                f"features aligned to {len(self.how.target):,} unlabelled target images; right is said of aligned "
+                "ones, and how often it is on the target nobody knows without labels"
+            )
         if self.how.strategy == AUTO:
             others = [
                 f"{other} {transfer_verdict.share(self.trials[other], self.labels).value:.1%}"

@@ -58,6 +58,8 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
             threads=chosen.threads,
             int8=chosen.int8,
             budget=chosen.budget,
+            target=chosen.target,
+            teacher=chosen.teacher,
         ),
         bundles=settings.home_path / "models",
         cache=settings.cache_path,

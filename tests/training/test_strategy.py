@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from perennial.bundle import Bundle, Ladder, open_bundle
+from perennial.errors import InvalidParameter
 from perennial.graph import Graph
 from perennial.images import ImageLimits
 from perennial.progress import Step
@@ -124,3 +126,35 @@ def test_more_images_and_more_errors_promise_more_of_fine_tuning() -> None:
     assert expected_gain(0.04, 243) < LEAST_GAIN < expected_gain(0.2, 243)
     assert expected_gain(0.08, 1300) > expected_gain(0.08, 500) > LEAST_GAIN
     assert expected_gain(0.1, 10**9) <= 0.06
+
+
+def test_a_probe_is_aligned_to_unlabelled_images_and_says_so(
+    shape_images: LabelledImages, tmp_path: Path, write_shapes: Callable[..., Path]
+) -> None:
+    target = write_shapes(tmp_path / "target", count=20, seed=9)
+    request = FitRequest(
+        shape_images, "shapes", "mobilenet_v3_small", "builtin", "auto", 0, seed=0, threads=1, target=str(target)
+    )
+    folders = {"bundles": tmp_path / "models", "cache": tmp_path / "cache"}
+    manifest = fit(request, **folders, limits=ImageLimits()).bundle.manifest
+    assert manifest.strategy == "linear_probe"
+    assert "aligned to 60 unlabelled target images" in manifest.why
+    assert manifest.metrics["accuracy"].value >= 0.6
+    with pytest.raises(InvalidParameter, match="linear_probe"):
+        fit(replace(request, strategy="partial"), **folders, limits=ImageLimits())
+
+
+def test_a_teacher_is_asked_before_anything_else_and_wants_enough_images(
+    shape_images: LabelledImages, tmp_path: Path
+) -> None:
+    request = FitRequest(
+        shape_images, "shapes", "mobilenet_v3_small", "builtin", "linear_probe", 64, seed=0, threads=1,
+        teacher="mobilenet_v3_small:builtin",
+    )  # fmt: skip
+    with pytest.raises(InvalidParameter, match="30 images are too few to learn from a teacher"):
+        fit(request, bundles=tmp_path / "models", cache=tmp_path / "cache", limits=ImageLimits())
+    with pytest.raises(InvalidParameter, match="nonesuch"):
+        fit(
+            replace(request, teacher="nonesuch"), bundles=tmp_path / "models", cache=tmp_path / "cache",
+            limits=ImageLimits(),
+        )  # fmt: skip
