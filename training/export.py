@@ -89,6 +89,8 @@ class ServedModel(nn.Module):
         self.backbone = backbone.network
         self.head = head if isinstance(head, nn.Module) else _linear(head.weight, head.bias)
         self.root = isinstance(head, Probe) and head.root
+        # For whoever computes with the weights alone: whether the head wants the features' square roots.
+        self.register_buffer("takes_roots", torch.tensor(self.root))
         self.pca = _linear(whitening.components, np.zeros(len(whitening.components), np.float32))
         self.register_buffer("centre", torch.from_numpy(whitening.centre.copy()))
         self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32))

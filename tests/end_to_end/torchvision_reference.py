@@ -23,7 +23,10 @@ def labels_by_torch(bundle: Path, weights: Path, images: Sequence[Path]) -> list
     manifest = opened.manifest
     state = load_file(opened.weights)
     backbone = backbones.load(manifest.backbone, str(weights), image_size=manifest.input.crop)
-    probe = Probe(state["head.weight"].numpy(), state["head.bias"].numpy(), penalty=1.0, losses={}, accuracy=1.0)
+    probe = Probe(
+        state["head.weight"].numpy(), state["head.bias"].numpy(), penalty=1.0, losses={}, accuracy=1.0,
+        root=bool(state["takes_roots"]),
+    )  # fmt: skip
     whitening = Whitening(state["pca.weight"].numpy(), state["centre"].numpy())
     model = ServedModel(backbone, probe, manifest.temperature, whitening)
     model.load_state_dict(state)

@@ -26,7 +26,9 @@ def with_(bundle: Bundle, accuracy: Estimate, transfer: Transfer | None = None, 
     ladder = Ladder(
         chosen="linear_probe", selection="all", budget=60, rungs=rungs(0.6, accuracy.value), transfer=transfer
     )
-    plain = {"metrics": {"accuracy": accuracy}, "per_class": {"a": each, "b": each}, "ladder": ladder}
+    plain = {
+        "metrics": {"accuracy": accuracy}, "per_class": {"a": each, "b": each}, "ladder": ladder, "findings": (),
+    }  # fmt: skip
     return bundle.manifest.model_copy(update=plain | changes)
 
 
