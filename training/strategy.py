@@ -44,7 +44,7 @@ LEAST_GAIN: Final = 0.005
 _CONTROL_ROWS: Final = 500  # on so many the features of random weights are looked at
 _CONTROL_SHARE: Final = 0.3  # of the budget, at most, for the control from scratch
 _CONTROL_TIMES: Final = 3.0  # as long as what it is compared with has taken
-_LEAST_CONTROL: Final = 10.0  # seconds
+_LEAST_CONTROL: Final = 25.0  # seconds
 _PROJECTED: Final = 1000  # images that the embedding's axes are fitted on, where features must be computed anew
 
 
