@@ -6,12 +6,14 @@ Results go to stdout; progress and logs go to stderr. With `--json` stdout holds
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +32,7 @@ Name = Annotated[str | None, typer.Option("--name", help="The model's name; the 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
 _PLAIN_SECONDS = 2.0
+_LEAST_TIMED = 0.5  # seconds; of less a pace says little
 
 
 @dataclass
@@ -59,6 +62,11 @@ def settings_for(name: str | None = None, **overrides: Any) -> Settings:
     return settings
 
 
+def follows() -> bool:
+    """Did `torchrun` start this process beside another one, which leads?"""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
 def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
     sys.stdout.flush()
@@ -67,11 +75,13 @@ def print_json(document: Any) -> None:
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A listener for long work: a bar on a terminal, a plain line now and then elsewhere."""
+    pace = Pace()
     if err.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -80,8 +90,10 @@ def progress() -> Iterator[Progress]:
 
             def show(step: Step) -> None:
                 if step.stage not in tasks:
-                    tasks[step.stage] = bars.add_task(step.stage, total=step.total or None)
-                bars.update(tasks[step.stage], completed=step.done, total=step.total or None)
+                    tasks[step.stage] = bars.add_task(step.stage, total=step.total or None, rate="")
+                rate = pace.rate(step)
+                text = f"{rate:,.0f} {step.unit}/s" if rate else ""
+                bars.update(tasks[step.stage], completed=step.done, total=step.total or None, rate=text)
 
             yield show
         return
@@ -90,10 +102,40 @@ def progress() -> Iterator[Progress]:
 
     def write(step: Step) -> None:
         now = time.monotonic()
+        rate = pace.rate(step)
         finished = step.total > 0 and step.done >= step.total
         if finished or now - last.get(step.stage, float("-inf")) >= _PLAIN_SECONDS:
             last[step.stage] = now
             total = f"/{step.total}" if step.total else ""
-            err.print(f"{step.stage}: {step.done}{total}", markup=False)
+            err.print(f"{step.stage}: {step.done}{total}{_pace_in_words(step, rate)}", markup=False)
 
     yield write
+
+
+class Pace:
+    """How fast each stage goes, since it was first heard of. A stage that begins again is timed anew."""
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or time.monotonic
+        self._began: dict[str, tuple[float, int]] = {}  # when, and with how many done
+        self._last: dict[str, int] = {}
+
+    def rate(self, step: Step) -> float:
+        """Units a second; 0 where nobody asks, or it is too early to say."""
+        if not step.unit:
+            return 0.0
+        now = self._clock()
+        if step.done < self._last.get(step.stage, step.done + 1):
+            self._began[step.stage] = (now, step.done)
+        self._last[step.stage] = step.done
+        at, first = self._began[step.stage]
+        passed, done = now - at, step.done - first
+        return done / passed if passed >= _LEAST_TIMED and done > 0 else 0.0
+
+
+def _pace_in_words(step: Step, rate: float) -> str:
+    if not rate:
+        return ""
+    left = (step.total - step.done) / rate
+    ends = f", {timedelta(seconds=math.ceil(left))} left" if step.total > step.done else ""
+    return f" ({rate:,.0f} {step.unit}/s{ends})"

@@ -22,11 +22,17 @@ def retrain(
     The new model goes live only if it is better on fresh labelled captures, and no worse on the old held-out
     images. Exit codes: 0 promoted, 11 refused by the gate, 4 nothing to do or too few labels yet.
     """
+    if console.follows():
+        from training.together import follow
+
+        follow()
+        return
     from perennial.ledger import open_ledger
+    from training import processes
     from training.retrain import retrain as run
 
     settings = console.settings_for(name)
-    with console.progress() as progress:
+    with processes.leading(), console.progress() as progress:
         result = run(open_ledger(settings.ledger_url), settings, if_due=if_due, reason=reason, progress=progress)
     document = result.document()
     if as_json:

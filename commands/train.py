@@ -13,6 +13,7 @@ from perennial.errors import PerennialError
 
 if TYPE_CHECKING:
     from training.fit import Fitted
+    from training.train import Trained
 
 _NEEDED = ("torch", "torchvision", "sklearn", "onnx", "onnxscript", "safetensors", "pyarrow", "jinja2")
 _SKIPPED_SHOWN = 20
@@ -73,34 +74,53 @@ def train(
         int | None, typer.Option(min=0, help="Side of the square the network sees, in pixels; 0 is the weights' own.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes splits and training repeatable.")] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="What the network is fine-tuned on.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|32-true|bf16-mixed", help="What it is fine-tuned in.")
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(metavar="none|csv|tensorboard", help="Write each epoch's numbers to a file; says where."),
+    ] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Train a classifier on a labelled folder. The first model of a name goes live at once."""
+    """Train a classifier on a labelled folder. The first model of a name goes live at once.
+
+    `torchrun --nproc-per-node 2 --no-python -- perennial train DATA` shares the fine-tuning between processes.
+    """
+    if console.follows():
+        from training.together import follow
+
+        follow()
+        return
     settings = console.settings_for(
         name,
         train={
             "backbone": backbone, "weights": weights, "strategy": strategy, "budget": budget, "image_size": image_size,
-            "seed": seed, "target": target, "teacher": teacher,
+            "seed": seed, "target": target, "teacher": teacher, "accelerator": accelerator, "precision": precision,
+            "log": log,
         },
     )  # fmt: skip
     _need_training_packages()
     gc.disable()  # nothing of what is imported is garbage: looking for it takes a fifth of the time
     try:
         from perennial.ledger import open_ledger
+        from training import processes
         from training.train import train as run
     finally:
         gc.enable()
 
     # The ledger first: better to hear now than after the work that it cannot be reached.
     engine = open_ledger(settings.ledger_url)
-    with console.progress() as progress:
+    with processes.leading(), console.progress() as progress:
         trained = run(engine, settings, data, progress)
-    fitted, live = trained.fitted, trained.live
-    _report_skipped(fitted)
+    _report_skipped(trained.fitted)
     if as_json:
-        console.print_json(_document(fitted, live))
+        console.print_json(_document(trained))
     else:
-        _print(fitted, live)
+        _print(trained)
 
 
 def _need_training_packages() -> None:
@@ -119,7 +139,8 @@ def _report_skipped(fitted: Fitted) -> None:
         console.err.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --json lists them all", markup=False)
 
 
-def _document(fitted: Fitted, live: bool) -> dict[str, Any]:
+def _document(trained: Trained) -> dict[str, Any]:
+    fitted = trained.fitted
     manifest = fitted.bundle.manifest
     dataset = manifest.dataset
     return {
@@ -135,19 +156,23 @@ def _document(fitted: Fitted, live: bool) -> dict[str, Any]:
         "seconds": round(fitted.seconds, 2),
         "bundle": str(fitted.bundle.path),
         "report": str(fitted.bundle.report),
-        "live": live,
+        "log": str(trained.log) if trained.log else None,
+        "live": trained.live,
         "ladder": manifest.ladder.model_dump() if manifest.ladder else None,
         "findings": [finding.model_dump() for finding in manifest.findings],
         "skipped": [{"location": skip.location, "reason": skip.reason} for skip in fitted.skipped],
     }
 
 
-def _print(fitted: Fitted, live: bool) -> None:
+def _print(trained: Trained) -> None:
     from commands.training_summary import print_summary
 
+    fitted = trained.fitted
     manifest = fitted.bundle.manifest
     print_summary(console.out, manifest, seconds=fitted.seconds, report=fitted.bundle.report)
-    if live:
+    if trained.log:
+        console.out.print(f"The log of this run: {trained.log}", markup=False)
+    if trained.live:
         console.out.print("It is live: [bold]perennial serve[/] answers with it.")
     else:
         console.out.print(

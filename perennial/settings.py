@@ -82,6 +82,19 @@ class TrainSettings(Section):
         False,
         description="Quantise the graph to 8-bit integers as well, and certify it (extra `int8`: NNCF).",
     )
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="What networks are fine-tuned on; `auto` is a GPU where there is one."
+    )
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto",
+        description="What networks are fine-tuned in, in Lightning Fabric's words; `auto` is bfloat16 where the "
+        "processor or GPU has it.",
+    )
+    log: Literal["none", "csv", "tensorboard"] = Field(
+        "none",
+        description="Where each epoch's numbers go beside the report: a file in `logs` in `home`, as CSV or in "
+        "TensorBoard's format (extra `tensorboard`).",
+    )
 
 
 Scope = Literal["predict", "feedback", "admin"]

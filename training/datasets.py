@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +20,12 @@ import fsspec
 from perennial.bundle import Finding
 from perennial.errors import InvalidDataset, InvalidImage, InvalidSettings
 from perennial.images import ImageLimits
-from perennial.progress import Progress, Step, silent
+from perennial.progress import IMAGES, Progress, Step, silent
 from perennial.storage import sha256
 from training.duplicates import near_duplicates
 from training.glance import Glance, Metadata, glance
 from training.listing import Entry, Skipped, Split, list_folder, list_manifest, printable
+from training.resident import give_back_freed
 from training.splitting import HELD_OUT_FIRST, assign, leave_out
 
 __all__ = ["DEFAULT_LIMITS", "LabelledImages", "Row", "Skipped", "Split", "load", "read_bytes", "without"]
@@ -32,6 +33,7 @@ __all__ = ["DEFAULT_LIMITS", "LabelledImages", "Row", "Skipped", "Split", "load"
 DEFAULT_LIMITS: Final = ImageLimits()
 
 _READERS: Final = 8  # reading waits for the disk more than for the processor
+_WAITING: Final = 1024  # images that they have before them
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ def load(
         (*findings, *assigned.findings),
     )
     _require(images)
+    del glances, pairs
+    give_back_freed()
     return images
 
 
@@ -182,15 +186,23 @@ def _read(
     glances: dict[str, Glance] = {}
     skipped: list[Skipped] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        for done, found in enumerate(pool.map(lambda entry: _inspect(entry, limits), entries), start=1):
+        for done, found in enumerate(_inspected(pool, entries, limits), start=1):
             if isinstance(found, Skipped):
                 skipped.append(found)
             else:
                 entry, look = found
                 kept.append(entry)
                 glances[entry.digest] = look
-            progress(Step("reading images", done, len(entries)))
+            progress(Step("reading images", done, len(entries), IMAGES))
     return kept, glances, skipped
+
+
+def _inspected(
+    pool: ThreadPoolExecutor, entries: Sequence[Entry], limits: ImageLimits
+) -> Iterator[tuple[Entry, Glance] | Skipped]:
+    # `map` makes all its futures at once, each larger than what it will hold.
+    for start in range(0, len(entries), _WAITING):
+        yield from pool.map(lambda entry: _inspect(entry, limits), entries[start : start + _WAITING])
 
 
 def _inspect(entry: Entry, limits: ImageLimits) -> tuple[Entry, Glance] | Skipped:

@@ -3,61 +3,50 @@ model they end in."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from perennial.bundle import CurvePoint
-from perennial.graph import BFLOAT16, available_precisions
 from perennial.images import ImageLimits, InputRule, Pixels
 from perennial.progress import Progress, Step, silent
 from perennial.storage import sha256
-from training import backbones, embedder
-from training.augment import Augmentation
+from training import backbones, embedder, processes
+from training.augment import DEFAULT, Augmentation, toned_views
 from training.backbones import Backbone
 from training.epochs import Checkpoint
+from training.evidence import some_of
 from training.features import Embedded
-from training.finetune import MOST_VIEWS, Finetuned, Images, Recipe, finetune
+from training.finetune import HEAD_PENALTY, Finetuned, Images
 from training.paired import mcnemar
 from training.pixels import mapped_pixels
 from training.probe import Floats, Probe, fixed_probe
+from training.recipes import Recipe, recipe, takes_one_size
+from training.run_log import Log, log_epoch, unlogged
 from training.rungs import FULL, PARTIAL, SCRATCH, Trial
 from training.selection import Indexes, Selection
+from training.together import ANY, Hardware, Job, Workplace
+from training.views import MOST_VIEWS
 
 FOLDS: Final = 2  # of the cross-validation that a deep rung is tried on: each costs a whole training
 _FOLD_SHARE: Final = 0.8  # of the rows, that a fold learns from
-_MIRRORED: Final = 100  # images that are looked at in a mirror
+_LOOKED_AT: Final = 100  # images, in a mirror and in other tones
+_FITTED_ON: Final = 300
 _TIMED_IMAGES: Final = 64
-_START_PENALTY: Final = 0.1
 _ALPHA: Final = 0.05
-_SEEN: Final = 16_000  # images that partial and full fine-tuning show the network, in all
-_SEEN_FROM_SCRATCH: Final = 40_000
 _CONTROL_SIZE: Final = 128  # pixels a side for the control from scratch: it learns faster on small images
 _FEWEST_CONTROL_EPOCHS: Final = 5
 _STAGES: Final = {
     PARTIAL: "fine-tuning the last stages", FULL: "fine-tuning every stage", SCRATCH: "training from scratch",
 }  # fmt: skip
-_FIXED_SIZE: Final = ("vit_", "maxvit")  # whose positions are made for one size
-
-
-def recipe(name: str, images: int, backbone: Backbone, epochs: int | None = None) -> Recipe:
-    """What a rung is trained with. The figures behind the numbers are in docs/training.md."""
-    side = backbone.rule.crop
-    smaller = side if backbone.name.startswith(_FIXED_SIZE) else max(32, round(side * 0.785 / 16) * 16)
-    if name == SCRATCH:
-        shown = epochs or _clip(_SEEN_FROM_SCRATCH / images, 20, 60)
-        return Recipe(None, shown, side, learning_rate=2e-3, decay=1.0, weight_decay=0.05, random_start=True)
-    shown = epochs or _clip(_SEEN / images, 8, 30)
-    return Recipe(2 if name == PARTIAL else None, shown, smaller)
 
 
 class Trainer:
@@ -79,16 +68,19 @@ class Trainer:
         limits: ImageLimits,
         folds: int = FOLDS,
         progress: Progress = silent,
+        hardware: Hardware = ANY,
+        log: Log = unlogged,
     ) -> None:
         self.folds = folds
         self.backbone, self.embedded, self.labels, self.weights = backbone, embedded, labels, weights
         self.classes, self.selection, self.folder, self.checkpoints = classes, selection, folder, checkpoints
         self.seed, self.threads, self.limits, self.progress = seed, threads, limits, progress
         self._trained: dict[str, Finetuned] = {}
-        self._epochs: dict[str, int] = {}
         self._pixels: Pixels | None = None
         self._at: dict[int, int] = {}
-        self._fabric: Any = None
+        self._hardware, self._log = hardware, log
+        self._workplace = Workplace()
+        self._started = False
         self._written: list[Checkpoint] = []
         self._augmentation: Augmentation | None = None
 
@@ -117,12 +109,12 @@ class Trainer:
         rows: list[Indexes] = []
         began = time.perf_counter()
         control = epochs is not None
-        for fitted, judged in self.selection.parts(self.folds):
-            found.append(self._finetune(name, fitted, judged, epochs, control=control))
+        for fold, (fitted, judged) in enumerate(self.selection.parts(self.folds), start=1):
+            tag = name if self.selection.folds is None else f"{name}-fold-{fold}"
+            found.append(self._finetune(name, fitted, judged, epochs, control=control, tag=tag))
             rows.append(judged)
         if self.selection.folds is None and not control:
             self._trained[name] = found[0]
-        self._epochs[name] = found[0].epochs
         return Trial(
             name,
             np.concatenate(rows),
@@ -137,15 +129,15 @@ class Trainer:
         done = self._trained.get(name)
         if done is None:
             nothing = np.empty(0, np.int64)
-            done = self._finetune(name, self.selection.learnt, nothing, None, control=False)
+            done = self._finetune(name, self.selection.learnt, nothing, None, control=False, tag=f"{name}-final")
         return done.backbone, done.head
 
-    def features(self, backbone: Backbone, at: Indexes, *, mirrored: bool = False) -> Floats:
-        """What a network makes of these rows [N, D]."""
-        pixels = self._of(at)
+    def features(self, backbone: Backbone, at: Indexes, change: Callable[[Pixels], Pixels] | None = None) -> Floats:
+        """What a network makes of these rows [N, D], changed or as they are."""
+        pixels = self._images(at).seen(np.arange(len(at))).numpy()
         side, margin = backbone.rule.crop, (pixels.shape[1] - backbone.rule.crop) // 2
         cut = pixels[:, margin : margin + side, margin : margin + side]
-        cut = np.ascontiguousarray(cut[:, :, ::-1] if mirrored else cut)
+        cut = np.ascontiguousarray(cut if change is None else change(cut))
         found = embedder.TorchEmbedder(backbone)
         return np.concatenate([found(cut[start : start + 16]) for start in range(0, len(cut), 16)])
 
@@ -156,27 +148,30 @@ class Trainer:
 
     # --- one training ---
 
-    def _finetune(self, name: str, fitted: Indexes, judged: Indexes, epochs: int | None, *, control: bool) -> Finetuned:
+    def _finetune(
+        self, name: str, fitted: Indexes, judged: Indexes, epochs: int | None, *, control: bool, tag: str
+    ) -> Finetuned:
         scratch = name == SCRATCH
         backbone = self.backbone
         if scratch:
             backbone = self._from_scratch(self._control_size() if control else backbone.rule.crop)
-        how = replace(recipe(name, len(fitted), backbone, epochs), augmentation=self.augmentation())
-        with self._threads():
-            return finetune(
-                backbone,
-                None if scratch else self._start(fitted),
-                self._images(fitted),
-                self._images(judged),
-                how,
-                classes=self.classes,
-                seed=self.seed,
-                fabric=self._launched(),
-                scratch=self.folder,
-                stage=_STAGES[name],
-                checkpoint=self._checkpoint(backbone, how, fitted, judged),
-                progress=self.progress,
-            )
+        how = replace(recipe(name, len(fitted), backbone, epochs), augmentation=self._views_of(name))
+        start = None if scratch else self._start(fitted)
+        return self._workplace.train(
+            self._job(backbone, start, fitted, how, _STAGES[name]),
+            self._images(judged),
+            self._checkpoint(backbone, how, fitted, judged),
+            self.progress,
+            partial(log_epoch, self._log, tag),
+        )
+
+    def _job(self, backbone: Backbone, start: Probe | None, rows: Indexes, how: Recipe, stage: str) -> Job:
+        images = self._images(rows)
+        assert images.at is not None
+        return Job(
+            backbone, start, self._path, images.at, images.labels, images.weights, how, self.classes, self.seed, stage,
+            self.folder, self._settled(), self.threads,
+        )  # fmt: skip
 
     def _checkpoint(self, backbone: Backbone, how: Recipe, fitted: Indexes, judged: Indexes) -> Checkpoint:
         """Named by all that the training depends on, so that the same command after an interruption finds it."""
@@ -184,6 +179,7 @@ class Trainer:
         lines = [f"{rows[at].digest} {rows[at].label} {rows[at].weight}" for at in fitted]
         lines += ["judged", *(rows[at].digest for at in judged), repr(how), str(self.seed), str(self.threads)]
         lines += [backbone.name, backbone.weights_sha256, repr(backbone.rule), version("torch")]
+        lines += [repr(self._settled()), str(processes.place().world)]
         run = sha256("\n".join(lines).encode())
         checkpoint = Checkpoint(self.checkpoints / f"{run[:16]}.safetensors", run)
         self._written.append(checkpoint)
@@ -194,12 +190,7 @@ class Trainer:
         rows = self.selection.learnt[:_TIMED_IMAGES]
         rows = np.resize(rows, _TIMED_IMAGES)
         backbone = self._from_scratch(how.image_size) if name == SCRATCH else self.backbone
-        with self._threads():
-            found = finetune(
-                backbone, None, self._images(rows), self._images(rows[:0]), replace(how, epochs=2),
-                classes=self.classes, seed=self.seed, fabric=self._launched(), scratch=self.folder,
-                stage="timing a few steps",
-            )  # fmt: skip
+        found = self._workplace.train(self._job(backbone, None, rows, replace(how, epochs=2), "timing a few steps"))
         first, second = (point.seconds for point in found.curve)
         epoch = second - first
         return max(0.0, first - epoch) / (2 * _TIMED_IMAGES), epoch / _TIMED_IMAGES
@@ -207,7 +198,7 @@ class Trainer:
     def _start(self, fitted: Indexes) -> Probe:
         return fixed_probe(
             self.embedded.features[fitted], self.labels[fitted].tolist(), self.weights[fitted].tolist(), self.classes,
-            _START_PENALTY, root=False,
+            HEAD_PENALTY, root=False,
         )  # fmt: skip
 
     def _from_scratch(self, size: int) -> Backbone:
@@ -218,61 +209,80 @@ class Trainer:
         return replace(random, rule=rule, mean=mine.mean, std=mine.std)
 
     def augmentation(self) -> Augmentation:
-        """Mirror images are views only where they still are what they were: of letters and digits they are not. A probe
-        tells: it must not be measurably worse on the mirrored images (McNemar's exact test, 5 %)."""
+        """Mirror images are views only where they still are what they were, which those of letters and digits are not:
+        a probe must not be measurably worse on them. Views in other tones are used only where they still tell the
+        classes apart, which they do not where colour is all there is: a probe of such views must not be measurably
+        worse on them than one of the images is on images (McNemar's exact test, 5 %)."""
         if self._augmentation is None:
             fitted, judged = next(self.selection.parts())
-            some = judged[:_MIRRORED]
-            probe, truth = self._start(fitted), self.labels[some]
+            few, some = some_of(fitted, _FITTED_ON), some_of(judged, _LOOKED_AT)
+            truth = self.labels[some]
+            probe = self._start(fitted)
             plain = probe.logits(self.embedded.features[some]).argmax(axis=1) == truth
-            turned = probe.logits(self.features(self.backbone, some, mirrored=True)).argmax(axis=1) == truth
-            worse = mcnemar(int((turned & ~plain).sum()), int((plain & ~turned).sum())) < _ALPHA
-            self._augmentation = Augmentation(mirror=not worse)
+            mirrored = probe.logits(self.features(self.backbone, some, _mirrored)).argmax(axis=1) == truth
+            fair = DEFAULT if not _worse(mirrored, plain) else replace(DEFAULT, mirror=False)
+            if len(np.unique(self.labels[few])) < self.classes:
+                self._augmentation = fair.plain_tones()
+                return self._augmentation
+            learnt = self.labels[few].tolist(), self.weights[few].tolist(), self.classes, HEAD_PENALTY
+            probe = fixed_probe(self.embedded.features[few], *learnt, root=False)
+            plain = probe.logits(self.embedded.features[some]).argmax(axis=1) == truth
+            probe = fixed_probe(self.features(self.backbone, few, _toned), *learnt, root=False)
+            toned = probe.logits(self.features(self.backbone, some, _toned)).argmax(axis=1) == truth
+            self._augmentation = fair.plain_tones() if _worse(toned, plain) else fair
         return self._augmentation
+
+    def _views_of(self, name: str) -> Augmentation:
+        # From random weights there is little to gain from shapes within so few epochs.
+        return self.augmentation().plain_tones() if name == SCRATCH else self.augmentation()
 
     def _control_size(self) -> int:
         side = self.backbone.rule.crop
-        return side if self.backbone.name.startswith(_FIXED_SIZE) else min(_CONTROL_SIZE, side)
+        return side if takes_one_size(self.backbone) else min(_CONTROL_SIZE, side)
 
     # --- what they share ---
 
-    def _images(self, at: Indexes) -> Images:
-        return Images(self._of(at), self.labels[at], self.weights[at])
+    @property
+    def _path(self) -> Path:
+        return self.folder / "pixels.npy"
 
-    def _of(self, at: Indexes) -> Pixels:
+    def _images(self, rows: Indexes) -> Images:
+        pixels = self._decoded()
+        at = np.array([self._at[int(row)] for row in rows], np.int64)
+        return Images(pixels, self.labels[rows], self.weights[rows], at)
+
+    def _decoded(self) -> Pixels:
         if self._pixels is None:
             every = np.unique(np.concatenate([self.selection.learnt, self.selection.judged]))
             self._at = {int(row): place for place, row in enumerate(every)}
             self._pixels = mapped_pixels(
-                [self.embedded.rows[row] for row in every], self.backbone.rule, self.folder / "pixels.npy",
-                threads=self.threads, limits=self.limits, progress=self.progress,
+                [self.embedded.rows[row] for row in every], self.backbone.rule, self._path, threads=self.threads,
+                limits=self.limits, progress=self.progress,
             )  # fmt: skip
-        return self._pixels[[self._at[int(row)] for row in at]]
+        return self._pixels
 
-    def _launched(self) -> Any:
-        if self._fabric is None:
+    def _settled(self) -> Hardware:
+        """What to train on; the first time, what trains is started as well."""
+        if not self._started:
             self.progress(Step("starting the trainer", 0, 1))
-            from lightning_fabric import Fabric
-
-            logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision
-            cuda = torch.cuda.is_available()
-            half = cuda or BFLOAT16 in available_precisions("openvino")
-            self._fabric = Fabric(
-                accelerator="cuda" if cuda else "cpu", devices=1, precision="bf16-mixed" if half else "32-true"
-            )
-            self._fabric.launch()
+            self._hardware = self._hardware.settled()
+            self._workplace.trainer(self._hardware)
+            self._started = True
             self.progress(Step("starting the trainer", 1, 1))
-        return self._fabric
+        return self._hardware
 
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Training has one batch at a time: here, threads belong inside the operations."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+
+def _mirrored(pixels: Pixels) -> Pixels:
+    return pixels[:, :, ::-1]
+
+
+def _toned(pixels: Pixels) -> Pixels:
+    return toned_views(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+
+
+def _worse(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
+    """Is the first measurably less often right?"""
+    return mcnemar(int((one & ~other).sum()), int((other & ~one).sum())) < _ALPHA
 
 
 def _mean_curve(curves: list[tuple[CurvePoint, ...]]) -> tuple[CurvePoint, ...]:
@@ -284,7 +294,3 @@ def _mean_curve(curves: list[tuple[CurvePoint, ...]]) -> tuple[CurvePoint, ...]:
         )
         for points in zip(*curves, strict=True)
     )
-
-
-def _clip(value: float, low: int, high: int) -> int:
-    return int(min(high, max(low, round(value))))

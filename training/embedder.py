@@ -6,13 +6,9 @@ left to torch: slower, not different.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import tempfile
 import threading
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -24,6 +20,7 @@ from torch import Tensor, nn
 from perennial.images import Pixels
 from perennial.openvino_graph import core as openvinocore
 from training.backbones import Backbone, normalised
+from training.onnx_export import plain_attention, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +126,7 @@ class _Headless(nn.Module):
 
 def _write_onnx(backbone: Backbone, path: Path) -> None:
     crop = backbone.rule.crop
-    with _quiet(), torch.inference_mode():
+    with quiet(), plain_attention(), torch.inference_mode():
         torch.onnx.export(
             _Headless(backbone).eval(),
             (torch.zeros(1, crop, crop, 3, dtype=torch.uint8),),
@@ -146,18 +143,3 @@ def _difference(expected: Floats, got: Floats) -> float:
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):
         return float("inf")
     return float((np.abs(expected - got) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints on stdout, which `--json` keeps for one document, and warns of what the comparison finds.
-    For torch's fused attention ONNX has no word."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch._C._jit_set_onnx_log_output_stream("stderr")
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)

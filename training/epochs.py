@@ -29,6 +29,14 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint's content."""
+
+    tensors: dict[str, Tensor]
+    done: Resumed
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A file that holds the state of the run that `run` (a digest of all it depends on) stands for."""
 
@@ -54,33 +62,40 @@ class Checkpoint:
         )
         os.replace(partial, self.path)
 
-    def load(self, model: nn.Module, optimizer: Any, averaged: list[Tensor]) -> Resumed:
-        """Put the state back that was saved for this very run; of another run, or a damaged file, nothing is used."""
-        nothing = Resumed(0, (), 0.0)
+    def read(self) -> Saved | None:
+        """The state that was saved for this very run; of another run, or a damaged file, nothing is used."""
         if not self.path.is_file():
-            return nothing
+            return None
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("run") != self.run:
-                    return nothing
+                    return None
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except (OSError, SafetensorError) as error:
             logger.warning("the checkpoint %s cannot be read (%s); training starts anew", self.path, error)
-            return nothing
-        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-        with torch.no_grad():
-            for at, value in enumerate(averaged):
-                value.copy_(tensors[f"averaged.{at}"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, at, key = name.split(".", 2)
-                state.setdefault(int(at), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            return None
         curve = tuple(CurvePoint.model_validate(point) for point in json.loads(metadata["curve"]))
-        return Resumed(int(metadata["epoch"]), curve, float(metadata["seconds"]))
+        return Saved(tensors, Resumed(int(metadata["epoch"]), curve, float(metadata["seconds"])))
 
     def remove(self) -> None:
         """The run has ended."""
         self.path.unlink(missing_ok=True)
+
+
+def restore(saved: Saved | None, model: nn.Module, optimizer: Any, averaged: list[Tensor]) -> Resumed:
+    """Put the state back, and say where to go on."""
+    if saved is None:
+        return Resumed(0, (), 0.0)
+    tensors = saved.tensors
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    with torch.no_grad():
+        for at, value in enumerate(averaged):
+            value.copy_(tensors[f"averaged.{at}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, at_parameter, key = name.split(".", 2)
+            state.setdefault(int(at_parameter), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return saved.done

@@ -14,12 +14,13 @@ from perennial.bundle import ClassMetrics, Estimate
 from perennial.errors import TruncatedImage
 from perennial.graph import Graph, GraphOutput
 from perennial.images import ImageLimits, InputRule
-from perennial.progress import Progress, Step, silent
+from perennial.progress import IMAGES, Progress, Step, silent
 from training.datasets import DEFAULT_LIMITS, Row
 from training.features import BATCH, decode, in_batches
 
 _Z: Final = 1.959963984540054  # the standard normal's 97.5 % point
 _DRAWS: Final = 2000
+_DRAWN_AT_ONCE: Final = 2**22  # numbers: 32 MiB
 _BINS: Final = 15
 
 
@@ -61,7 +62,7 @@ def score_each(
         for name, output in outputs.items():
             parts[name].append(output)
         done = min(done + BATCH, len(rows))
-        progress(Step("scoring images", done, len(rows)))
+        progress(Step("scoring images", done, len(rows), IMAGES))
     if not done:
         raise ValueError("there are no rows to score")
     return {name: _joined(each) for name, each in parts.items()}
@@ -143,13 +144,16 @@ def calibration(probabilities: NDArray[np.float32], true: Sequence[int], seed: i
     gap = (probabilities.argmax(axis=1) == labels) - confidence
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     member = np.eye(_BINS)[bins] * gap[:, None]
-    resamples = np.random.default_rng(seed).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), _DRAWS)
+    random, share = np.random.default_rng(seed), np.full(len(labels), 1 / len(labels))
+    nll, ece = [], []
+    most = max(1, _DRAWN_AT_ONCE // len(labels))
+    for start in range(0, _DRAWS, most):
+        resamples = random.multinomial(len(labels), share, min(most, _DRAWS - start))
+        nll.append(resamples @ losses / len(labels))
+        ece.append(np.abs(resamples @ member).sum(axis=1) / len(labels))
     return {
-        "nll": _interval(float(losses.mean()), resamples @ losses / len(labels)),
-        "ece": _interval(
-            float(np.abs(member.sum(axis=0)).sum() / len(labels)),
-            np.abs(resamples @ member).sum(axis=1) / len(labels),
-        ),
+        "nll": _interval(float(losses.mean()), np.concatenate(nll)),
+        "ece": _interval(float(np.abs(member.sum(axis=0)).sum() / len(labels)), np.concatenate(ece)),
     }
 
 

@@ -5,11 +5,7 @@ Normalisation, temperature, PCA and the properties are inside, so training, serv
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from scipy.linalg import eigh
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
@@ -26,9 +23,13 @@ from perennial.graph import INPUT, OUTPUTS, PROPERTIES, Graph
 from perennial.images import Pixels
 from training.backbones import Backbone
 from training.features import Floats
+from training.onnx_export import plain_attention, quiet
 from training.probe import Probe
+from training.resident import LARGE, blocks
 
 logger = logging.getLogger(__name__)
+
+Doubles = NDArray[np.float64]
 
 EMBEDDING: Final = 32
 TOLERANCE: Final = 1e-3
@@ -49,16 +50,40 @@ class Whitening:
 
 
 def fit_whitening(features: Floats) -> Whitening:
-    """PCA of the training rows' features [N, D], whitened; E = min(32, D, N - 1)."""
+    """PCA of the training rows' features [N, D], whitened; E = min(32, D, N - 1).
+
+    Of large features (more than 2^23 numbers) the covariance is summed up block by block, in float64 too: an exact
+    decomposition of [D, D] instead of a randomised one of a copy of all rows.
+    """
     size = min(EMBEDDING, features.shape[1], len(features) - 1)
-    with np.errstate(invalid="ignore"):  # the share of variance explained, where all features are constant
-        pca = PCA(size, random_state=0).fit(features.astype(np.float64))
-    spread = np.sqrt(pca.explained_variance_)
+    components, variances, centre = _large_pca(features, size) if features.size > LARGE else _pca(features, size)
+    spread = np.sqrt(variances)
     # A direction with next to no variance must not be blown up to unit variance: it would be rounding noise. A network
     # that was trained for few classes leaves little in all but a few directions, one that was hardly trained in any.
-    least = max(_LEAST_SPREAD * float(spread[0]), _LEAST_SHARE * float(np.linalg.norm(pca.mean_)))
+    least = max(_LEAST_SPREAD * float(spread[0]), _LEAST_SHARE * float(np.linalg.norm(centre)))
     spread = np.maximum(spread, least or 1.0)
-    return Whitening((pca.components_ / spread[:, None]).astype(np.float32), pca.mean_.astype(np.float32))
+    return Whitening((components / spread[:, None]).astype(np.float32), centre.astype(np.float32))
+
+
+def _pca(features: Floats, size: int) -> tuple[Doubles, Doubles, Doubles]:
+    """Components [E, D], the variances [E] along them, the largest first, and the centre [D]."""
+    with np.errstate(invalid="ignore"):  # the share of variance explained, where all features are constant
+        pca = PCA(size, random_state=0).fit(features.astype(np.float64))
+    return pca.components_, pca.explained_variance_, pca.mean_
+
+
+def _large_pca(features: Floats, size: int) -> tuple[Doubles, Doubles, Doubles]:
+    width = features.shape[1]
+    centre = sum((rows.sum(axis=0, dtype=np.float64) for _, rows in blocks(features)), np.zeros(width)) / len(features)
+    products = np.zeros((width, width))
+    for _, rows in blocks(features):
+        centred = rows - centre
+        products += centred.T @ centred
+    variances, directions = eigh(products / (len(features) - 1), subset_by_index=(width - size, width - 1))
+    components = directions[:, ::-1].T
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.sign(components[np.arange(size), largest])  # as scikit-learn settles them
+    return components * signs[:, None], np.maximum(variances[::-1], 0.0), centre
 
 
 def fixed_projection(width: int, head: Floats | None = None) -> Whitening:
@@ -166,9 +191,7 @@ def export_graph(model: ServedModel, pixels: Pixels, path: Path) -> float:
 
 def _traced(model: ServedModel, example: Tensor, path: Path) -> None:
     """Write the graph with the exporter that follows one forward pass."""
-    # It prints a graph that it cannot translate, on stdout unless told otherwise.
-    torch._C._jit_set_onnx_log_output_stream("stderr")
-    with _quiet(), _plain_attention(), torch.inference_mode():
+    with quiet(), plain_attention(), torch.inference_mode():
         torch.onnx.export(
             model,
             (example,),
@@ -184,7 +207,7 @@ def _traced(model: ServedModel, example: Tensor, path: Path) -> None:
 def _exported(model: ServedModel, example: Tensor, path: Path) -> None:
     """Write the graph with the exporter that is built on torch.export."""
     try:
-        with _quiet(), torch.inference_mode():
+        with quiet(), torch.inference_mode():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -254,31 +277,3 @@ def _linear(weight: Floats, bias: Floats) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.load_state_dict({"weight": torch.from_numpy(weight.copy()), "bias": torch.from_numpy(bias.copy())})
     return layer
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products: ONNX has no word for torch's fused kernel."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters print to stdout, which `--json` keeps for one document, log what they optimise away and warn of
-    what the comparison with torch would find."""
-    loggers: Sequence[logging.Logger] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from perennial.errors import InvalidImage
 from perennial.images import ImageLimits, InputRule, Pixels, prepare
-from perennial.progress import Progress, Step, silent
+from perennial.progress import IMAGES, Progress, Step, silent
 from perennial.storage import sha256
 from training import embedder, simple_features
 from training.backbones import Backbone
@@ -138,7 +138,7 @@ def _embed(
         network, network_at, forward = _network(rows, backbone, folder, threads, limits, opened)
         todo = [row for row in rows if row.digest not in network_at or row.digest not in simple_at]
         cached = done = len(rows) - len(todo)
-        progress(Step("embedding images", done, len(rows)))
+        progress(Step("embedding images", done, len(rows), IMAGES))
         known = frozenset(network_at)
         work = partial(_embed_batch, rule=rule, known=known, forward=forward, width=backbone.width, limits=limits)
         for batch in in_batches(todo, work, threads=threads):
@@ -146,7 +146,7 @@ def _embed(
             simple_at |= simple.append(batch.decoded, batch.simple)
             failures |= batch.broken
             done += len(batch.decoded) + len(batch.broken)
-            progress(Step("embedding images", done, len(rows)))
+            progress(Step("embedding images", done, len(rows), IMAGES))
         good = tuple(row for row in rows if row.digest not in failures)
         return Embedded(
             good,

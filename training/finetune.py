@@ -3,7 +3,8 @@
 Pretrained networks start from a linear probe (LP-FT; Kumar et al., ICLR 2022): a random head would send noise through
 good features. Their BatchNorm keeps its statistics, earlier stages learn more slowly than later ones, and what is kept
 is a running average of the weights. What lies before the first stage that learns is run once on a few views of each
-image; every epoch after that trains on those, in a fraction of the time.
+image; every epoch after that trains on those, in a fraction of the time. At the end the head is fitted anew, as a probe
+on the features that have been learnt, of the images as they will be served: on sketches that is worth a point.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,51 +25,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perennial.bundle import CurvePoint
-from perennial.images import Pixels
-from perennial.progress import Progress, Step, silent
-from training import stages
-from training.augment import DEFAULT, Augmentation, random_views, whole_views
+from perennial.progress import IMAGES, Progress, Step, silent
+from training import processes, stages
 from training.backbones import Backbone
-from training.epochs import Checkpoint, Resumed
-from training.probe import Probe
+from training.depthwise import strides_in_float32
+from training.epochs import Checkpoint, Resumed, restore
+from training.probe import Floats, Probe, fixed_probe, never_negative
+from training.recipes import Recipe
+from training.shared_batch_norm import Sharing, over_all_processes, summed
+from training.views import BATCH, Batch, Images, Views, batches, whole_fronts
 
-_BATCH: Final = 32
-_AT_ONCE: Final = 64  # images that go through the front together
-MOST_VIEWS: Final = 8
+__all__ = ["EpochDone", "Finetuned", "Images", "Recipe", "finetune"]
+
+HEAD_PENALTY: Final = 0.1  # inverse strength of the penalty on the head's weights, before and after
 _SETTLING: Final = 16  # batches that BatchNorm's statistics are taken from
-_MOST_VIEW_BYTES: Final = 2**30  # of memory-mapped activations
+_OF_A_RANK: Final = 2**40  # between the seeds of two processes
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a network learns. `stages` is how many of the last ones learn (None: all), `random_start` begins from random
-    weights instead of the pretrained ones. Of a stage before the last the learning rate is `decay` times that of the
-    stage after it; `average` is the decay of the running average of the weights."""
+class EpochDone:
+    """How an epoch went: the share of judged images that are right (NaN without such), the mean `loss` over what was
+    learnt from, the last learning rate of the head, and images learnt from in a second."""
 
-    stages: int | None
-    epochs: int
-    image_size: int
-    learning_rate: float = 1e-3
-    decay: float = 0.5
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    mixup: float = 0.0
-    average: float = 0.98
-    warmup: float = 0.1  # the share of all steps over which the learning rate rises
-    random_start: bool = False
-    augmentation: Augmentation = DEFAULT
+    epoch: int
+    accuracy: float
+    loss: float
+    learning_rate: float
+    images_per_second: float
 
 
-@dataclass(frozen=True, slots=True)
-class Images:
-    """`pixels` uint8 [N, S, S, 3] (perhaps memory-mapped), `labels` [N], `weights` [N] by which a row is drawn."""
+Record = Callable[[EpochDone], None]
 
-    pixels: Pixels
-    labels: NDArray[np.int64]
-    weights: NDArray[np.float64]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+def unrecorded(done: EpochDone) -> None:
+    """Nobody keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +87,12 @@ def finetune(
     stage: str,
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
+    record: Record = unrecorded,
 ) -> Finetuned:
     """Train a copy of `backbone` and a head; `backbone` itself is left as it is.
 
-    The same arguments give the same weights on the same machine, interrupted and resumed or not.
+    The same arguments give the same weights on the same machine, interrupted and resumed or not. In several processes
+    (`training.processes`) all of them call it, each learns from its share of every batch, and only the leader judges.
 
     Args:
         start: the head to start from, fitted on the features as they are (`root` false); None starts from zero.
@@ -108,6 +100,7 @@ def finetune(
         fabric: a launched `lightning_fabric.Fabric`: device, precision and processes.
         scratch: a folder for memory-mapped activations, removed by the caller.
         stage: what `progress` calls this.
+        record: is told after each epoch how it went.
 
     Raises:
         InvalidParameter: this network cannot be trained in part.
@@ -124,53 +117,73 @@ def finetune(
         for group in optimizer.param_groups:
             group["full"] = group["lr"]
         model, optimizer = fabric.setup(network, optimizer)
+        front.to(fabric.device)
         learning = [value for group in optimizer.param_groups for value in group["params"]]
         averaged = [value.detach().clone() for value in learning]
-        whole = _whole(front, backbone, recipe, judged, fabric)
-        resumed = checkpoint.load(model, optimizer, averaged) if checkpoint else Resumed(0, (), 0.0)
+        whole = list(whole_fronts(front, backbone, judged, fabric))
+        saved = processes.broadcast(checkpoint.read() if checkpoint else None)
+        resumed = restore(saved, network, optimizer, averaged)
         curve, first = list(resumed.curve), resumed.epoch
-        kept = train if first < recipe.epochs else _none_of(train)
-        views = _Views(front, backbone, recipe, kept, fabric, scratch / "train.views", seed, progress, stage)
+        kept = train if first < recipe.epochs else train.none()
+        views = Views(front, backbone, recipe, kept, fabric, scratch / "train.views", seed, progress, stage)
         spent = time.perf_counter() - began if not first else resumed.seconds
-        steps = math.ceil(len(train) / _BATCH)
-        for epoch in range(first, recipe.epochs):
-            tick = time.perf_counter()
-            model.train(recipe.random_start)
-            for step, (images, targets) in enumerate(_batches(views, train, recipe, classes, seed, epoch, fabric)):
-                _set_rates(optimizer, (epoch + step / steps) / recipe.epochs, recipe.warmup)
-                # Each process has a share of the batch; their gradients are averaged.
-                share = fabric.world_size / _size(train, step)
-                losses = F.cross_entropy(
-                    model(images).float(), targets, reduction="sum", label_smoothing=recipe.label_smoothing
-                )
-                optimizer.zero_grad(set_to_none=True)
-                fabric.backward(losses * share)
-                optimizer.step()
-                done = epoch * steps + step + 1
-                with torch.no_grad():
-                    _towards(averaged, learning, 1 - min(recipe.average, (1 + done) / (10 + done)))
-                progress(Step(stage, done * _BATCH, recipe.epochs * steps * _BATCH))
-            spent += time.perf_counter() - tick
+        steps = math.ceil(len(train) / BATCH)
 
-            def answer() -> NDArray[np.float64]:
-                if recipe.random_start:
-                    _settle(
-                        model, itertools.islice(_batches(views, train, recipe, classes, seed, 0, fabric), _SETTLING)
-                    )
-                return _answers(model, whole, fabric)
+        def answers() -> NDArray[np.float64]:
+            if recipe.random_start and len(kept):
+                torch.manual_seed(seed + fabric.global_rank * _OF_A_RANK)
+                some = batches(views, train, recipe, classes, seed, 0, fabric)
+                _settle(network, itertools.islice(some, _SETTLING), fabric, sharing)
+            return _answers(network, whole, fabric)
 
-            logits = _with(averaged, learning, answer)
-            right = float((logits.argmax(axis=1) == judged.labels).mean()) if len(judged) else float("nan")
-            curve.append(CurvePoint(epoch=epoch + 1, seconds=round(spent, 3), accuracy=right))
-            if checkpoint:
-                checkpoint.save(model, optimizer, averaged, Resumed(epoch + 1, tuple(curve), spent))
-        with torch.no_grad():
-            _copy(learning, averaged)
-        if first < recipe.epochs and recipe.random_start:
-            _settle(model, itertools.islice(_batches(views, train, recipe, classes, seed, 0, fabric), _SETTLING))
-        logits = _answers(model, whole, fabric)
+        with over_all_processes(network) as sharing, strides_in_float32(network):
+            for epoch in range(first, recipe.epochs):
+                tick = time.perf_counter()
+                network.train(recipe.random_start)
+                # What drops out is random too: an epoch must not depend on whether those before it were done just now.
+                torch.manual_seed(seed * 1_000_003 + epoch + fabric.global_rank * _OF_A_RANK)
+                loss = torch.zeros((), device=fabric.device)
+                for step, batch in enumerate(batches(views, train, recipe, classes, seed, epoch, fabric)):
+                    _set_rates(optimizer, (epoch + step / steps) / recipe.epochs, recipe.warmup)
+                    sharing.on = batch.shared
+                    loss += _learn(model, optimizer, batch, recipe, fabric)
+                    done = epoch * steps + step + 1
+                    with torch.no_grad():
+                        _towards(averaged, learning, 1 - min(recipe.average, (1 + done) / (10 + done)))
+                    progress(Step(stage, done * BATCH, recipe.epochs * steps * BATCH, IMAGES))
+                took = time.perf_counter() - tick
+                spent += took
+                logits = _with(averaged, learning, answers)
+                right = float((logits.argmax(axis=1) == judged.labels).mean()) if len(judged) else float("nan")
+                curve.append(CurvePoint(epoch=epoch + 1, seconds=round(spent, 3), accuracy=right))
+                if checkpoint:
+                    checkpoint.save(network, optimizer, averaged, Resumed(epoch + 1, tuple(curve), spent))
+                mean = float(summed(loss)) / len(train)
+                record(EpochDone(epoch + 1, right, mean, optimizer.param_groups[-1]["lr"], len(train) / took))
+            with torch.no_grad():
+                _copy(learning, averaged)
+            logits = answers()
+            kept_head = _as_probe(head)
+            if recipe.refit and fabric.global_rank == 0:
+                kept_head = _fitted_anew(back, whole_fronts(front, backbone, train, fabric), train, classes, fabric)
+                if len(judged):
+                    logits = kept_head.logits(_features(back, whole, fabric))
+                    right = float((logits.argmax(axis=1) == judged.labels).mean())
+                    curve[-1] = curve[-1].model_copy(update={"accuracy": right})
     backbone.network.eval().requires_grad_(False).to("cpu")
-    return Finetuned(backbone, _as_probe(head), logits, tuple(curve), recipe.epochs, spent)
+    return Finetuned(backbone, kept_head, logits, tuple(curve), recipe.epochs, spent)
+
+
+def _learn(model: nn.Module, optimizer: Any, batch: Batch, recipe: Recipe, fabric: Any) -> Tensor:
+    """One step; the sum of the losses of the batch's images, or this process's part of it."""
+    losses = F.cross_entropy(
+        model(batch.images).float(), batch.targets, reduction="sum", label_smoothing=recipe.label_smoothing
+    )
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(losses * batch.scale)
+    optimizer.step()
+    share: float = batch.scale * batch.size / fabric.world_size
+    return losses.detach() * share
 
 
 # --- the network -----------------------------------------------------------------------------------------
@@ -206,18 +219,34 @@ def _as_probe(head: nn.Linear) -> Probe:
     return Probe(weight, bias, float("nan"), {}, float("nan"))
 
 
-def _settle(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def _fitted_anew(back: nn.Module, fronts: Iterable[Tensor], train: Images, classes: int, fabric: Any) -> Probe:
+    """A probe on what the network makes of the training images now."""
+    features = _features(back, fronts, fabric)
+    return fixed_probe(
+        features, train.labels.tolist(), train.weights.tolist(), classes, HEAD_PENALTY, root=never_negative(features)
+    )
+
+
+def _features(back: nn.Module, fronts: Iterable[Tensor], fabric: Any) -> Floats:
+    back.eval()
+    with torch.inference_mode(), fabric.autocast():
+        return np.concatenate([back(fabric.to_device(batch).float()).float().cpu().numpy() for batch in fronts])
+
+
+def _settle(network: nn.Module, seen: Iterable[Batch], fabric: Any, sharing: Sharing) -> None:
     """BatchNorm's statistics for the weights as they are now: the running ones are of weights that have moved on, and
     with few steps some networks (MobileNetV3 keeps 99 % a step) have hardly begun to have any."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the plain average of all that is seen
-    model.train()
+    network.train()
     with torch.no_grad():
-        for images, _ in batches:
-            model(images)
+        for batch in seen:  # made without autocast, which would round where crops are
+            sharing.on = batch.shared
+            with fabric.autocast():
+                network(batch.images.float())
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
 
@@ -231,122 +260,15 @@ def _set_rates(optimizer: Any, done: float, warmup: float) -> None:
         group["lr"] = group["full"] * share
 
 
-# --- what it sees ----------------------------------------------------------------------------------------
+# --- the averaged weights ---------------------------------------------------------------------------------
 
 
-class _Views:
-    """Random views of the training images as they come out of the front: kept, where something is frozen and they fit,
-    else computed each time."""
-
-    def __init__(
-        self,
-        front: nn.Module,
-        backbone: Backbone,
-        recipe: Recipe,
-        train: Images,
-        fabric: Any,
-        path: Path,
-        seed: int,
-        progress: Progress,
-        stage: str,
-    ) -> None:
-        self._front, self._backbone, self._recipe, self._train, self._fabric = front, backbone, recipe, train, fabric
-        self.count = 0
-        if not len(train) or not any(True for _ in front.parameters()):
-            return
-        random = torch.Generator().manual_seed(seed)
-        example = self._make(np.zeros(1, np.int64), random)[0]
-        size = example.nbytes * len(train)
-        self.count = min(MOST_VIEWS, recipe.epochs, _MOST_VIEW_BYTES // size)
-        if self.count < 2:
-            self.count = 0
-            return
-        shape = (self.count, len(train), *example.shape)
-        self._kept = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=example.dtype).view(shape)
-        for view in range(self.count):
-            for start in range(0, len(train), _AT_ONCE):
-                rows = np.arange(start, min(start + _AT_ONCE, len(train)))
-                self._kept[view, start : start + len(rows)] = self._make(rows, random).cpu()
-                progress(Step(f"{stage}: views", view * len(train) + start + len(rows), self.count * len(train)))
-
-    def _make(self, rows: NDArray[np.int64], random: torch.Generator) -> Tensor:
-        recipe = self._recipe
-        views = random_views(_rows(self._train, rows), recipe.image_size, random, recipe.augmentation)
-        return _through(self._front, self._backbone, views, self._fabric)
-
-    def of(self, rows: NDArray[np.int64], random: torch.Generator) -> Tensor:
-        """One view of each of these rows."""
-        if not self.count:
-            return self._make(rows, random)
-        which = torch.randint(self.count, (len(rows),), generator=random)
-        return self._kept[which, torch.from_numpy(rows)]
-
-
-def _batches(
-    views: _Views, train: Images, recipe: Recipe, classes: int, seed: int, epoch: int, fabric: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch: this process's share of each batch, and its targets [B, K]."""
-    random = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 1)
-    if np.ptp(train.weights):
-        order = torch.multinomial(torch.from_numpy(train.weights), len(train), replacement=True, generator=random)
-    else:
-        order = torch.randperm(len(train), generator=random)
-    for start in range(0, len(train), _BATCH):
-        rows = order[start : start + _BATCH].numpy()
-        images = views.of(rows, random)
-        targets = F.one_hot(torch.from_numpy(train.labels[rows]), classes).float()
-        if recipe.mixup:
-            share = float(torch._sample_dirichlet(torch.full((2,), recipe.mixup), random)[0])
-            other = torch.randperm(len(rows), generator=random)
-            images, targets = images.lerp(images[other], 1 - share), targets.lerp(targets[other], 1 - share)
-        mine = slice(fabric.global_rank, None, fabric.world_size)
-        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
-        yield (
-            fabric.to_device(images[mine].contiguous(memory_format=layout)),
-            fabric.to_device(targets[mine]),
-        )
-
-
-def _size(train: Images, step: int) -> int:
-    return min(_BATCH, len(train) - step * _BATCH)
-
-
-def _none_of(images: Images) -> Images:
-    return Images(images.pixels[:0], images.labels[:0], images.weights[:0])
-
-
-def _rows(images: Images, rows: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.pixels[rows]))
-
-
-def _through(front: nn.Module, backbone: Backbone, views: Tensor, fabric: Any) -> Tensor:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255.0 for values in (backbone.mean, backbone.std))
-    images = ((views - mean) / std).contiguous(memory_format=torch.channels_last)
-    if not any(True for _ in front.parameters()):
-        return images
-    with torch.no_grad(), fabric.autocast():
-        seen: Tensor = front(images)
-    return seen
-
-
-def _whole(front: nn.Module, backbone: Backbone, recipe: Recipe, judged: Images, fabric: Any) -> list[Tensor]:
-    """The judged images out of the front, as they will be served, in batches."""
-    size, kept = backbone.rule.crop, backbone.rule.crop / backbone.rule.resize
-    return [
-        _through(front, backbone, whole_views(_rows(judged, rows), size, kept), fabric) for rows in _runs(len(judged))
-    ]
-
-
-def _runs(count: int) -> Sequence[NDArray[np.int64]]:
-    return [np.arange(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE)]
-
-
-def _answers(model: nn.Module, whole: Sequence[Tensor], fabric: Any) -> NDArray[np.float64]:
-    was = model.training
-    model.eval()
-    with torch.inference_mode():
-        parts = [model(fabric.to_device(batch)).float().cpu().numpy() for batch in whole]
-    model.train(was)
+def _answers(network: nn.Module, whole: Sequence[Tensor], fabric: Any) -> NDArray[np.float64]:
+    was = network.training
+    network.eval()
+    with torch.inference_mode(), fabric.autocast():
+        parts = [network(fabric.to_device(batch).float()).float().cpu().numpy() for batch in whole]
+    network.train(was)
     return np.concatenate(parts).astype(np.float64) if parts else np.empty((0, 0))
 
 

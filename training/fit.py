@@ -49,8 +49,11 @@ from training.features import Embedded
 from training.label_errors import LabelError, likely_label_errors
 from training.reference import dataset_table, reference_table
 from training.report import render
+from training.resident import give_back_freed
+from training.run_log import Log, unlogged
 from training.rungs import LINEAR_PROBE, MAJORITY, SIMPLE
 from training.strategy import AUTO, STRATEGIES, Chosen, Climb
+from training.together import ANY, Hardware
 
 _LARGE: Final = 10_000_000  # numbers in a matrix
 _PROOF_IMAGES: Final = 8  # on so many the exported graph is compared with torch
@@ -65,7 +68,8 @@ class FitRequest:
     `image_size` 0 takes the weights' own; `threads` 0 takes every core; `pretrained_sha256` is what the weights file
     must be; `int8` quantises the graph too, and certifies it; `budget` is the seconds that `auto` may
     spend on choosing a strategy; `target` is a folder of unlabelled images from where the model will be used, to which
-    a linear probe is aligned; `teacher` a larger network, NAME or NAME:WEIGHTS, that the backbone learns from first."""
+    a linear probe is aligned; `teacher` a larger network, NAME or NAME:WEIGHTS, that the backbone learns from first;
+    `hardware` what networks are fine-tuned on."""
 
     images: LabelledImages
     name: str
@@ -81,6 +85,7 @@ class FitRequest:
     budget: float = 300.0
     target: str = ""
     teacher: str = ""
+    hardware: Hardware = ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +98,22 @@ class Fitted:
     skipped: tuple[Skipped, ...] = ()
 
 
-def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits, progress: Progress = silent) -> Fitted:
+def fit(
+    request: FitRequest,
+    *,
+    bundles: Path,
+    cache: Path,
+    limits: ImageLimits,
+    progress: Progress = silent,
+    log: Log = unlogged,
+) -> Fitted:
     """Train from the pretrained checkpoint and write a bundle at `bundles/VERSION`.
 
     The same request gives the same weights on the same machine. Nothing is registered anywhere.
 
     Raises:
         InvalidParameter: no such strategy or backbone, or one that cannot be exported.
-        InvalidSettings: int8 is asked for and NNCF is not installed.
+        InvalidSettings: int8 is asked for and NNCF is not installed, or there are too few GPUs.
         WeightsUnavailable, WeightsChanged: the pretrained weights cannot be had, or are not the expected ones.
         InvalidDataset: too few images can be decoded.
         InvalidBundle: the exported graph does not compute what the trained model does.
@@ -134,6 +147,7 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
             request.images.rows, backbone, cache, threads=threads, limits=limits, progress=progress
         )
         took = time.perf_counter() - began
+        give_back_freed()
         images = datasets.without(request.images, embedded.failures)
 
         bundles.mkdir(parents=True, exist_ok=True)
@@ -155,6 +169,8 @@ def fit(request: FitRequest, *, bundles: Path, cache: Path, limits: ImageLimits,
                         embedding=took,
                         progress=progress,
                         target=target,
+                        hardware=request.hardware,
+                        log=log,
                     ),
                 )
                 whitening = fit_whitening(chosen.features)

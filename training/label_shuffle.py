@@ -12,6 +12,7 @@ from scipy import linalg, stats
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from perennial.bundle import Estimate, Finding
+from training.resident import taken
 
 Floats = NDArray[np.float32]
 
@@ -92,7 +93,7 @@ def label_shuffle_control(
     repeats = int(np.clip(_TARGETS // len(shares), *_REPEATS))
     lots = random.choice(len(shares), size=(repeats, count), p=shares)[:, group]
     with threadpool_limits(1):  # on cores that do other work, threads in so small products wait for each other
-        predicted = _predictions(features[train], features[test], lots[:, : len(train)], len(shares))
+        predicted = _predictions(taken(features, train), taken(features, test), lots[:, : len(train)], len(shares))
     accuracy = (predicted == lots[:, len(train) :]).mean(axis=1)
     # Of independent lots, a prediction of class k is right with the share of k.
     chance = shares[predicted].mean(axis=1)

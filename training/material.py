@@ -22,6 +22,7 @@ from perennial.settings import Settings
 from training.captures import Capture, Captures, divide
 from training.datasets import LabelledImages, Row, Split, load
 from training.meaning import ChangedClass
+from training.splitting import HELD_OUT_FIRST
 
 #: From this many fresh rows on, they alone are the new reference: what the challenger will see from now on.
 REFERENCE_ROWS: Final = 100
@@ -71,7 +72,8 @@ def trained_on(pinned: Mapping[str, Pinned]) -> frozenset[str]:
 def original_data(
     champion: Bundle, settings: Settings, limits: ImageLimits, progress: Progress = silent
 ) -> LabelledImages:
-    """The original training data read again; an image that the champion knows keeps the split it had there.
+    """The original training data read again; an image that the champion knows keeps the split it had there, and a new
+    one goes where its near-duplicates are: of several splits to the one that is held out the most.
 
     Raises:
         InvalidDataset: it is no longer where it was, or cannot be used.
@@ -85,11 +87,15 @@ def original_data(
         limits=limits,
         progress=progress,
     )
-    pinned = pinned_rows(champion)
+    splits = {digest: row.split for digest, row in pinned_rows(champion).items()}
+    of_group: dict[str, Split] = {}
+    for digest, group in images.groups.items():
+        if digest in splits:
+            known = splits[digest]
+            of_group[group] = min(known, of_group.get(group, known), key=HELD_OUT_FIRST.__getitem__)
     rows = []
     for row in images.rows:
-        known = pinned.get(row.digest)
-        split = known.split if known is not None else row.split
+        split = splits.get(row.digest) or of_group.get(images.groups.get(row.digest, ""), row.split)
         rows.append(replace(row, split=split, reference=split != "train"))
     return replace(images, rows=tuple(rows))
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.probe import Floats, never_negative
+from training.resident import Indexes, blocks
 
 MOST: Final = 5
 _SHARPNESS: Final = 0.07  # the temperature of the votes (Wu et al., CVPR 2018)
@@ -17,26 +18,47 @@ _LEAST: Final = 1e-3  # the share of the votes that all classes get alike
 
 
 def neighbour_logits(
-    train: Floats, labels: Sequence[int], features: Floats, classes: int, k: int = MOST
+    train: Floats,
+    labels: Sequence[int],
+    features: Floats,
+    classes: int,
+    k: int = MOST,
+    *,
+    at: Indexes | None = None,
 ) -> NDArray[np.float64]:
     """Logarithms [M, K] of the share of the votes of the `k` training rows most alike by cosine, the nearer the more.
 
     Args:
-        train: [N, D] with `labels` [N]; features: [M, D].
+        train: [N, D] with `labels` [N]; gone through in blocks, not copied.
+        features: [M, D].
+        at: the rows of `train` that count, unless all do; `labels` are then theirs.
     """
-    root = never_negative(train)
-    known, asked = _directions(train, root), _directions(features, root)
-    votes = np.eye(classes)[np.asarray(labels)]
-    k = min(k, len(train))
-    found = np.empty((len(asked), classes))
-    for start in range(0, len(asked), _AT_ONCE):
-        likeness = asked[start : start + _AT_ONCE] @ known.T
-        nearest = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
-        near = np.take_along_axis(likeness, nearest, axis=1)
-        weights = np.exp((near - near.max(axis=1, keepdims=True)) / _SHARPNESS)
-        found[start : start + _AT_ONCE] = np.einsum("mk,mkc->mc", weights, votes[nearest])
-    shares = found / found.sum(axis=1, keepdims=True)
+    root = never_negative(train, at)
+    asked, votes = _directions(features, root), np.eye(classes)[np.asarray(labels)]
+    parts = [slice(start, start + _AT_ONCE) for start in range(0, len(asked), _AT_ONCE)]
+    near = [np.empty((len(asked[part]), 0), np.float32) for part in parts]  # of the rows so far, the most alike
+    nearest = [np.empty((len(asked[part]), 0), np.intp) for part in parts]
+    for place, rows in blocks(train, at):
+        known = _directions(rows, root)
+        for number, part in enumerate(parts):
+            alike, found = _most_alike(asked[part] @ known.T, k)
+            alike, found = np.hstack([near[number], alike]), np.hstack([nearest[number], found + place])
+            near[number], best = _most_alike(alike, k)
+            nearest[number] = np.take_along_axis(found, best, axis=1)
+    found_votes = np.empty((len(asked), classes))
+    for number, part in enumerate(parts):
+        weights = np.exp((near[number] - near[number].max(axis=1, keepdims=True)) / _SHARPNESS)
+        found_votes[part] = np.einsum("mk,mkc->mc", weights, votes[nearest[number]])
+    shares = found_votes / found_votes.sum(axis=1, keepdims=True)
     return np.asarray(np.log((1 - _LEAST) * shares + _LEAST / classes))
+
+
+def _most_alike(likeness: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
+    """Of each row the `k` largest and where they are, in any order."""
+    if likeness.shape[1] <= k:
+        return likeness, np.broadcast_to(np.arange(likeness.shape[1]), likeness.shape)
+    at = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
+    return np.take_along_axis(likeness, at, axis=1), at
 
 
 def _directions(features: Floats, root: bool) -> Floats:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from perennial.images import ImageLimits, InputRule, Pixels
-from perennial.progress import Progress, Step, silent
+from perennial.progress import IMAGES, Progress, Step, silent
 from training.datasets import Row
 from training.features import decode, in_batches
 
@@ -27,6 +27,6 @@ def mapped_pixels(
     for part in in_batches(rows, lambda batch: decode(batch, whole, limits)[1], threads=threads):
         pixels[done : done + len(part)] = part
         done += len(part)
-        progress(Step("decoding images", min(done, len(rows)), len(rows)))
+        progress(Step("decoding images", min(done, len(rows)), len(rows), IMAGES))
     assert done == len(rows), "a row that was embedded can be decoded"
     return pixels

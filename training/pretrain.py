@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from perennial.errors import InvalidParameter, PerennialError, WeightsUnavailable
 from training import distortions, fractals, glyphs
+from training.weights_file import in_order
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 BACKBONES = ("mobilenet_v3_small",)
@@ -261,15 +262,6 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def _serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """The bytes of a safetensors file, the metadata in order of their keys; the library writes them in any order."""
-    written = save(tensors, metadata)
-    length = int.from_bytes(written[:8], "little")
-    header = json.dumps(json.loads(written[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + written[8 + length :]
-
-
 def _save(features: dict[str, Tensor], recipe: Recipe, out: Path, outcome: dict[str, float], sources: str) -> None:
     """Write under a temporary name, then rename, so a reader never sees half of a file."""
     tensors = {name: value.half().contiguous() for name, value in features.items()}
@@ -293,5 +285,5 @@ def _save(features: dict[str, Tensor], recipe: Recipe, out: Path, outcome: dict[
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(_serialise(tensors, metadata))
+    partial.write_bytes(in_order(save(tensors, metadata)))
     os.replace(partial, out)

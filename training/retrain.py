@@ -32,6 +32,7 @@ from training.material import Material, combine, original_data, pinned_rows
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
 from training.paired import fewest_rows
 from training.publish import publish
+from training.together import Hardware
 
 Outcome = Literal["promoted", "refused", "waiting", "nothing_to_do"]
 
@@ -200,6 +201,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             budget=settings.train.budget,
             # A teacher's lesson is in the pinned weights already; only a probe can be aligned.
             target=settings.train.target if manifest.strategy == "linear_probe" else "",
+            hardware=Hardware(settings.train.accelerator, settings.train.precision),
             parent=manifest.version,
             pretrained_sha256=manifest.pretrained.sha256 or None,
         ),

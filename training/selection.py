@@ -60,3 +60,9 @@ def select(rows: Sequence[Row], labels: Sequence[int], groups: Mapping[str, str]
         return Selection(train, validation, None, f"{len(validation):,} validation images")
     count = len(np.unique(folds[folds >= 0]))
     return Selection(learnt, judged, folds, f"{count}-fold cross-validation over {len(judged):,} images")
+
+
+def evenly(at: Sequence[int] | Indexes, most: int) -> Indexes:
+    """At most so many of them, evenly spread."""
+    chosen = np.asarray(at, np.int64)
+    return chosen if len(chosen) <= most else chosen[np.unique(np.linspace(0, len(chosen) - 1, most).astype(int))]

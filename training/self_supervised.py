@@ -39,12 +39,12 @@ from training.augment import Augmentation, random_views
 from training.backbones import Backbone
 from training.datasets import DEFAULT_LIMITS, Skipped
 from training.features import decode
+from training.recipes import takes_one_size
 from training.weights_file import digest_of, save_features
 
 _VIEWS: Final = Augmentation(smallest=0.2, mirror=True, light=0.5)
 _WEAK: Final = ("builtin", "none")  # weights that have much to learn, and little to lose
 _LARGEST: Final = 96  # pixels a side: batches of large images take minutes each on a few cores
-_FIXED_SIZE: Final = ("vit_", "maxvit")  # whose positions are made for one size
 _RECALIBRATED: Final = 256  # images that BatchNorm's statistics are taken from in the end
 
 
@@ -262,7 +262,7 @@ def _require_writable(out: Path) -> None:
 
 
 def _side(backbone: Backbone, recipe: Recipe) -> int:
-    if backbone.name.startswith(_FIXED_SIZE):
+    if takes_one_size(backbone):
         return backbone.rule.crop
     return recipe.image_size or min(backbone.rule.crop, _LARGEST)
 
@@ -272,5 +272,5 @@ def _check(backbone: Backbone, recipe: Recipe) -> None:
         raise InvalidParameter("pretraining needs at least 1 epoch and batches of at least 8 images")
     if recipe.image_size and recipe.image_size < 32:
         raise InvalidParameter("image_size must be at least 32")
-    if backbone.name.startswith(_FIXED_SIZE) and recipe.image_size not in (0, backbone.rule.crop):
+    if takes_one_size(backbone) and recipe.image_size not in (0, backbone.rule.crop):
         raise InvalidParameter(f"{backbone.name} sees {backbone.rule.crop} pixels only; leave out --image-size")

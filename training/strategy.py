@@ -8,10 +8,8 @@ one standard error (Breiman et al., 1984).
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -19,30 +17,29 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from perennial.bundle import Ladder, Rung, Signals, Transfer
+from perennial.bundle import Ladder, Transfer
 from perennial.images import ImageLimits
 from perennial.progress import Progress, Step, silent
-from training import backbones, deep, features, price, rungs, transfer_verdict
+from training import backbones, deep, features, rungs, transfer_verdict
 from training.align import aligned_to
-from training.backbone_ranking import adjusted_h_score
 from training.backbones import Backbone
 from training.calibrate import fit_temperature
 from training.datasets import LabelledImages, Row
+from training.evidence import LEAST_GAIN, Evidence, expected_gain, some_of
 from training.features import Embedded
-from training.paired import difference
 from training.probe import Floats, Probe, log_loss
-from training.rungs import FULL, KNN, LINEAR_PROBE, MAJORITY, NAMES, PARTIAL, SCRATCH, SIMPLE, Trial
+from training.run_log import Log, unlogged
+from training.rungs import FULL, KNN, LINEAR_PROBE, PARTIAL, SCRATCH, SIMPLE, Trial
 from training.selection import Selection, select
+from training.together import ANY, Hardware
 
 AUTO: Final = "auto"
 STRATEGIES: Final = (AUTO, LINEAR_PROBE, PARTIAL, FULL, SCRATCH)
 _DEEP: Final = (PARTIAL, FULL, SCRATCH)
 _ON_FEATURES: Final = (KNN, LINEAR_PROBE, PARTIAL, FULL)
 
-#: What a rung must be expected to add before it is tried.
-LEAST_GAIN: Final = 0.005
 _CONTROL_ROWS: Final = 500  # on so many the features of random weights are looked at
-_CONTROL_SHARE: Final = 0.3  # of the budget, at most, for the control from scratch
+_CONTROL_SHARE: Final = 0.2  # of the budget, at most, for the control from scratch
 _CONTROL_TIMES: Final = 3.0  # as long as what it is compared with has taken
 _LEAST_CONTROL: Final = 25.0  # seconds
 _PROJECTED: Final = 1000  # images that the embedding's axes are fitted on, where features must be computed anew
@@ -63,6 +60,8 @@ class Climb:
     embedding: float = 0.0
     progress: Progress = silent
     target: Floats | None = None  # features [M, D] of unlabelled images; the probe is fitted on aligned ones
+    hardware: Hardware = ANY
+    log: Log = unlogged
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +102,10 @@ class _Ladder:
         self.weights = np.array([row.weight for row in embedded.rows], np.float64)
         self.classes = len(images.classes)
         self.selection: Selection = select(embedded.rows, self.labels.tolist(), images.groups, climb.seed)
-        self.trials: dict[str, Trial] = {}
-        self.skipped: dict[str, tuple[str, float]] = {}
-        self.gains: dict[str, float] = {}
+        self.found = Evidence(
+            climb.strategy == AUTO, climb.seconds, 0 if climb.target is None else len(climb.target), embedded, backbone,
+            self.labels, self.classes, self.selection,
+        )  # fmt: skip
         self.deep: deep.Trainer | None = None
 
     def climb(self) -> Chosen:
@@ -129,6 +129,7 @@ class _Ladder:
                     how.cache / "training",
                     seed=how.seed, threads=how.threads, limits=how.limits, progress=progress,
                     folds=deep.FOLDS if auto else 1,  # one is enough to calibrate by
+                    hardware=how.hardware, log=how.log,
                 )  # fmt: skip
             if auto:
                 self._climb_on()
@@ -156,35 +157,35 @@ class _Ladder:
 
     def _climb_on(self) -> None:
         """Partial, then full fine-tuning, each if it is worth trying."""
-        best = self.trials[LINEAR_PROBE]
+        best = self.found.trials[LINEAR_PROBE]
         for name in (PARTIAL, FULL):
-            gain = self.gains[name] = expected_gain(
+            gain = self.found.gains[name] = expected_gain(
                 error=1.0 - transfer_verdict.share(best, self.labels).value, images=len(self.selection.learnt)
             )
             if gain < LEAST_GAIN:
-                self.skipped[name] = (f"would add {gain:.1%} by prediction; {LEAST_GAIN:.1%} is the least", 0.0)
+                self.found.skipped[name] = (f"would add {gain:.1%} by prediction; {LEAST_GAIN:.1%} is the least", 0.0)
                 continue
             seconds = self._deep().expected_seconds(name)
             left = self._left()
             if seconds > left:
-                self.skipped[name] = (f"would take {seconds:,.0f} s, and {left:,.0f} s of the budget are left", seconds)
+                self.found.skipped[name] = (
+                    f"would take {seconds:,.0f} s, and {left:,.0f} s of the budget are left",
+                    seconds,
+                )
                 continue
             self._keep(self._deep().trial(name))
-            if not self._is_better(name, best.name):
+            if not self.found.is_better(name, best.name):
                 if name == PARTIAL:
-                    self.skipped[FULL] = ("the rung below it did not pay", 0.0)
+                    self.found.skipped[FULL] = ("the rung below it did not pay", 0.0)
                 return
-            best = self.trials[name]
-
-    def _is_better(self, name: str, than: str) -> bool:
-        mine, theirs = transfer_verdict.shared_rows(self.trials[name], self.trials[than], self.labels)
-        return bool(mine.mean() > theirs.mean())
+            best = self.found.trials[name]
 
     def _transfer(self) -> Transfer:
         """The controls: random weights, frozen and trained."""
         alone_random = self._random_features()
         best = max(
-            (self.trials[name] for name in (LINEAR_PROBE, PARTIAL, FULL) if name in self.trials), key=self._share
+            (self.found.trials[name] for name in (LINEAR_PROBE, PARTIAL, FULL) if name in self.found.trials),
+            key=self.found.share,
         )
         taken = max(_LEAST_CONTROL, _CONTROL_TIMES * best.seconds)
         most = min(self._left(), _CONTROL_SHARE * self.how.seconds, taken)
@@ -192,10 +193,14 @@ class _Ladder:
         if epochs:
             self._keep(self._deep().trial(SCRATCH, epochs=epochs))
         else:
-            self.skipped[SCRATCH] = (f"no time for it: {max(0.0, most):,.0f} s", 0.0)
+            self.found.skipped[SCRATCH] = (f"no time for it: {max(0.0, most):,.0f} s", 0.0)
         return transfer_verdict.judge(
             transfer_verdict.Tried(
-                best, self.trials[LINEAR_PROBE], alone_random, self.trials.get(SCRATCH), self.trials[SIMPLE]
+                best,
+                self.found.trials[LINEAR_PROBE],
+                alone_random,
+                self.found.trials.get(SCRATCH),
+                self.found.trials[SIMPLE],
             ),
             self.labels,
         )
@@ -207,8 +212,8 @@ class _Ladder:
         selection = self.selection
         if selection.folds is None:
             share = len(selection.learnt) / (len(selection.learnt) + len(selection.judged))
-            learnt = _some(selection.learnt, int(_CONTROL_ROWS * share))
-            judged = _some(selection.judged, _CONTROL_ROWS - len(learnt))
+            learnt = some_of(selection.learnt, int(_CONTROL_ROWS * share))
+            judged = some_of(selection.judged, _CONTROL_ROWS - len(learnt))
             at = np.concatenate([learnt, judged])
             part = Selection(np.arange(len(learnt)), np.arange(len(learnt), len(at)), None, "")
         else:
@@ -231,19 +236,19 @@ class _Ladder:
 
     def _choice(self) -> str:
         """The cheapest rung that is as good as the best, among those that can be served."""
-        served = [name for name in (LINEAR_PROBE, PARTIAL, FULL, SCRATCH) if name in self.trials]
-        best = max(served, key=lambda name: self._share(self.trials[name]))
+        served = [name for name in (LINEAR_PROBE, PARTIAL, FULL, SCRATCH) if name in self.found.trials]
+        best = max(served, key=lambda name: self.found.share(self.found.trials[name]))
         for name in served:
-            if name == best or not _clearly_worse(self.trials[name], self.trials[best], self.labels):
+            if name == best or not self.found.is_clearly_worse(name, best):
                 return name
         return best
 
     def _kept(self, name: str, probe: Probe, transfer: Transfer | None) -> Chosen:
-        trial = self.trials[name]
+        trial = self.found.trials[name]
         backbone, head, found = self.backbone, probe, self.embedded.features[self.selection.learnt]
         if name in _DEEP:
             backbone, head = self._deep().final(name)
-            some = _some(self.selection.learnt, _PROJECTED)
+            some = some_of(self.selection.learnt, _PROJECTED)
             found = self._deep().features(backbone, some)
         truth = self.labels[trial.rows]
         temperature = fit_temperature(trial.logits, truth.tolist())
@@ -254,102 +259,22 @@ class _Ladder:
             head=head,
             temperature=temperature,
             strategy=name,
-            why=self._why(name),
-            ladder=self._ladder(name, transfer),
+            why=self.found.why(name),
+            ladder=self.found.ladder(name, transfer),
             features=found,
             judged=tuple(self.embedded.rows[at] for at in trial.rows),
             probabilities=powers / powers.sum(axis=1, keepdims=True),
             learnt=frozenset(self.embedded.rows[at].digest for at in self.selection.learnt),
         )
 
-    def _why(self, name: str) -> str:
-        trial = self.trials[name]
-        share = transfer_verdict.share(trial, self.labels)
-        how = "auto chose it" if self.how.strategy == AUTO else "asked for"
-        whole = len(trial.rows) == len(self.selection.judged)
-        parts = [
-            f"{how}: {len(self.selection.learnt):,} training images of {self.classes} classes; right on "
-            f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}) by {self.selection.says}"
-            + ("" if whole else f", of which it was tried on {len(trial.rows):,}")
-        ]
-        if self.how.target is not None:
-            parts.append(
-                f"features aligned to {len(self.how.target):,} unlabelled target images; right is said of aligned "
-                "ones, and how often it is on the target nobody knows without labels"
-            )
-        if self.how.strategy == AUTO:
-            others = [
-                f"{other} {transfer_verdict.share(self.trials[other], self.labels).value:.1%}"
-                for other in NAMES
-                if other in self.trials and other != name
-            ]
-            parts.append("against " + ", ".join(others))
-            parts += [f"{other} not tried: {why}" for other, (why, _) in self.skipped.items() if other != SCRATCH]
-        return "; ".join(parts)
-
-    def _ladder(self, name: str, transfer: Transfer | None) -> Ladder:
-        best = max((trial for trial in self.trials.values()), key=self._share)
-        return Ladder(
-            chosen=name,
-            selection=self.selection.says,
-            budget=self.how.seconds,
-            rungs=tuple(self._rung(each, best) for each in NAMES if each in self.trials or each in self.skipped),
-            signals=self._signals() if self.how.strategy == AUTO else None,
-            transfer=transfer,
-        )
-
-    def _rung(self, name: str, best: Trial) -> Rung:
-        cost = self._price(name)
-        if name not in self.trials:
-            why, seconds = self.skipped[name]
-            return Rung(
-                name=name, tried=False, why=why, seconds=round(seconds, 2), parameters=cost.parameters,
-                multiply_adds=cost.multiply_adds,
-            )  # fmt: skip
-        trial = self.trials[name]
-        mine, theirs = transfer_verdict.shared_rows(trial, best, self.labels)
-        return Rung(
-            name=name,
-            tried=True,
-            accuracy=transfer_verdict.share(trial, self.labels),
-            log_loss=log_loss(trial.logits, self.labels[trial.rows]),
-            difference=difference(theirs, mine),
-            seconds=round(trial.seconds, 3),
-            epochs=trial.epochs,
-            parameters=cost.parameters,
-            multiply_adds=cost.multiply_adds,
-            curve=trial.curve,
-        )
-
-    def _price(self, name: str) -> price.Price:
-        if name == MAJORITY:
-            return price.Price(self.classes, 0)
-        if name == SIMPLE:
-            return price.of_linear(self.embedded.simple.shape[1], self.classes)
-        whole = price.of_network(self.backbone, self.classes)
-        if name == KNN:
-            return price.plus_neighbours(whole, len(self.selection.learnt), self.backbone.width, self.classes)
-        return whole
-
-    def _signals(self) -> Signals:
-        simple = 1.0 - self._share(self.trials[SIMPLE])
-        probe = 1.0 - self._share(self.trials[LINEAR_PROBE])
-        learnt = self.selection.learnt
-        some = _some(learnt, 2000)
-        return Signals(
-            images=len(learnt),
-            classes=self.classes,
-            fewest_in_a_class=int(np.bincount(self.labels[learnt], minlength=self.classes).min()),
-            similarity=1.0 - probe / simple if simple > 0 else 0.0,
-            h_score=adjusted_h_score(self.embedded.features[some], self.labels[some].tolist()),
-            expected_gain={name: round(gain, 4) for name, gain in self.gains.items()},
-        )
-
     # --- small things ---
 
     def _keep(self, trial: Trial) -> None:
+        truth = self.labels[trial.rows]
+        found = {"rung_accuracy": self.found.share(trial), "rung_log_loss": log_loss(trial.logits, truth)}
+        self.how.log(trial.name, found | {"rung_seconds": trial.seconds}, trial.epochs)
         before = self.how.embedding if trial.name in _ON_FEATURES else 0.0
-        self.trials[trial.name] = replace(
+        self.found.trials[trial.name] = replace(
             trial, seconds=trial.seconds + before, curve=transfer_verdict.later(trial.curve, before)
         )
 
@@ -358,35 +283,9 @@ class _Ladder:
             name, values, self.labels, self.weights.tolist(), self.selection, self.classes, self.how.threads
         )
 
-    def _share(self, trial: Trial) -> float:
-        return float(trial.right(self.labels).mean())
-
     def _left(self) -> float:
         return self.how.seconds - (time.perf_counter() - self.began)
 
     def _deep(self) -> deep.Trainer:
         assert self.deep is not None
         return self.deep
-
-
-def expected_gain(error: float, images: int) -> float:
-    """What fine-tuning is likely to add to the probe's accuracy.
-
-    It takes away a share of the error that grows with the number of images: measured on this project's data it is about
-    nothing at 60 images, a tenth at 250 and a third at 1,300 (docs/training.md).
-    """
-    share = min(0.6, max(0.0, 0.25 * math.log10(max(1, images) / 100)))
-    return error * share
-
-
-def _clearly_worse(trial: Trial, best: Trial, labels: NDArray[np.int64]) -> bool:
-    """Is the paired difference in accuracy more than one standard error?"""
-    mine, theirs = transfer_verdict.shared_rows(trial, best, labels)
-    each = theirs.astype(np.float64) - mine
-    return float(each.mean()) > float(each.std()) / math.sqrt(len(each))
-
-
-def _some(at: Sequence[int] | NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many of them, evenly spread."""
-    chosen = np.asarray(at, np.int64)
-    return chosen if len(chosen) <= most else chosen[np.unique(np.linspace(0, len(chosen) - 1, most).astype(int))]

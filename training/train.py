@@ -14,18 +14,22 @@ from perennial.ledger import deployments
 from perennial.progress import Progress, silent
 from perennial.settings import Settings, TrainSettings
 from perennial.storage import Storage
-from training import backbone_ranking, datasets
+from training import backbone_ranking, datasets, run_log
 from training.datasets import LabelledImages
 from training.fit import FitRequest, Fitted, fit, one_thread_a_batch
 from training.publish import publish
+from training.run_log import RunLog
+from training.together import Hardware
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`live`: it went live, because no model of that name was."""
+    """`live`: it went live, because no model of that name was. `log` is the folder of the training log, if there is
+    one."""
 
     fitted: Fitted
     live: bool
+    log: Path | None = None
 
 
 def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress = silent) -> Trained:
@@ -35,8 +39,14 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
         InvalidDataset: the data cannot be used.
         WeightsUnavailable: the pretrained weights cannot be had.
         InvalidParameter: no such backbone, strategy or image size.
+        InvalidSettings: what the log needs is not installed, or there are too few GPUs.
         StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
     """
+    with run_log.opened(settings.train.log, settings.home_path / "logs", settings.name) as log:
+        return _train(engine, settings, data, log, progress)
+
+
+def _train(engine: sa.Engine, settings: Settings, data: str, log: RunLog, progress: Progress) -> Trained:
     chosen = settings.train
     storage = Storage(settings.blobs_url)  # first: better to hear now than after the work that it cannot be used
     limits = ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels)
@@ -60,11 +70,13 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
             budget=chosen.budget,
             target=chosen.target,
             teacher=chosen.teacher,
+            hardware=Hardware(chosen.accelerator, chosen.precision),
         ),
         bundles=settings.home_path / "models",
         cache=settings.cache_path,
         limits=limits,
         progress=progress,
+        log=log.write,
     )
     publish(fitted.bundle, engine, storage)
     version = fitted.bundle.manifest.version
@@ -72,8 +84,8 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
         deployments.live(engine, settings.name)
     except NoLiveModel:
         deployments.deploy(engine, settings.name, version, reason="the first model of its name", actor="train")
-        return Trained(fitted, live=True)
-    return Trained(fitted, live=False)
+        return Trained(fitted, live=True, log=log.folder)
+    return Trained(fitted, live=False, log=log.folder)
 
 
 def _best_at_hand(

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from perennial.progress import Step
 from training import backbones, stages
 from training.augment import Augmentation, random_views, whole_views
 from training.backbones import Backbone
 from training.datasets import LabelledImages
+from training.depthwise import strides_in_float32
 from training.epochs import Checkpoint
 from training.features import decode
-from training.finetune import Finetuned, Images, Recipe, finetune
-from training.probe import Probe
+from training.finetune import HEAD_PENALTY, EpochDone, Finetuned, Images, Recipe, finetune
+from training.probe import Probe, fixed_probe
 
 SIZE = 48
 RECIPE = Recipe(stages=1, epochs=3, image_size=SIZE, learning_rate=3e-3)
@@ -112,10 +114,44 @@ def test_a_start_from_a_probe_answers_as_the_probe_before_anything_is_learnt(
 ) -> None:
     random = np.random.default_rng(0)
     head = Probe(random.normal(size=(3, backbone.width)).astype(np.float32), np.ones(3, np.float32), 1.0, {}, 1.0)
-    found = run(replace(RECIPE, epochs=1, learning_rate=0.0), start=head)
+    found = run(replace(RECIPE, epochs=1, learning_rate=0.0, refit=False), start=head)
     with torch.inference_mode():
         features = backbone.network(backbones.normalised(torch.from_numpy(images[1].pixels), backbone)).numpy()
     assert np.allclose(found.logits, head.logits(features), atol=1e-3)
+
+
+def test_in_the_end_the_head_is_a_probe_on_what_the_network_has_learnt(
+    run: Callable[..., Finetuned], images: tuple[Images, Images]
+) -> None:
+    found = run()
+
+    def features(of: Images) -> Any:
+        with torch.inference_mode():
+            seen = backbones.normalised(torch.from_numpy(of.pixels), found.backbone)
+            return found.backbone.network(seen).numpy()
+
+    train, judged = (features(each) for each in images)
+    head = fixed_probe(train, images[0].labels.tolist(), images[0].weights.tolist(), 3, HEAD_PENALTY, root=False)
+    assert not found.head.root  # the features of this network may be negative
+    assert np.allclose(found.logits, head.logits(judged), atol=0.02)
+    assert found.curve[-1].accuracy == float((found.logits.argmax(axis=1) == images[1].labels).mean())
+
+
+def test_strides_in_float32_compute_the_same_and_leave_the_network_as_it_was(backbone: Backbone) -> None:
+    network, pixels = backbone.network, torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    strided = [each for each in network.modules() if isinstance(each, nn.Conv2d) and each.groups > 1 < max(each.stride)]
+    kinds = [type(each) for each in strided]
+    with torch.inference_mode():
+        plain = network(pixels)
+        with strides_in_float32(network):
+            inside = [type(each) for each in strided]
+            assert torch.equal(network(pixels), plain)
+            with torch.autocast("cpu", torch.bfloat16):
+                half = network(pixels)
+    assert strided
+    assert all(kind is not nn.Conv2d for kind in inside)
+    assert [type(each) for each in strided] == kinds
+    assert torch.nn.functional.cosine_similarity(half.float(), plain).min() > 0.99
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(run: Callable[..., Finetuned]) -> None:
@@ -143,6 +179,33 @@ def test_an_interrupted_run_goes_on_exactly_where_it_was(run: Callable[..., Fine
     assert all(torch.equal(value, states(resumed)[name]) for name, value in states(whole).items())
     assert [point.accuracy for point in resumed.curve] == [point.accuracy for point in whole.curve]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_drops_out_is_the_same_in_a_resumed_run(run: Callable[..., Finetuned], tmp_path: Path) -> None:
+    start = backbones.load("mobilenet_v2", "none", image_size=32)  # has dropout before its head
+    recipe = Recipe(None, 2, 32, random_start=True)
+    whole = run(recipe, backbone=start)
+    checkpoint = Checkpoint(tmp_path / "run.safetensors", "this run")
+
+    def stop_after_the_first(done: EpochDone) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, backbone=start, checkpoint=checkpoint, record=stop_after_the_first)
+    for _ in range(2):  # the second time there is nothing left to do
+        resumed = run(recipe, backbone=start, checkpoint=checkpoint)
+        assert all(torch.equal(value, states(resumed)[name]) for name, value in states(whole).items())
+
+
+def test_each_epoch_says_how_it_went(run: Callable[..., Finetuned]) -> None:
+    said: list[EpochDone] = []
+    found = run(replace(RECIPE, epochs=8), record=said.append)
+    assert [done.epoch for done in said] == list(range(1, 9))
+    assert [done.accuracy for done in said] == [point.accuracy for point in found.curve]
+    assert said[0].loss == pytest.approx(np.log(3), rel=0.3)  # a head of zeros knows nothing
+    assert said[-1].loss < said[0].loss
+    assert said[-1].learning_rate < said[2].learning_rate
+    assert all(done.images_per_second > 0 for done in said)
 
 
 def test_another_runs_checkpoint_or_a_damaged_one_is_not_used(run: Callable[..., Finetuned], tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from perennial.images import ImageLimits
 from perennial.progress import Step
 from training import evaluate
 from training.datasets import LabelledImages, load
+from training.evidence import LEAST_GAIN, expected_gain
 from training.fit import FitRequest, fit
 from training.rungs import NAMES
-from training.strategy import LEAST_GAIN, expected_gain
 
 FIXED_SIZE = 64
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,12 +71,30 @@ def test_the_first_model_goes_live_and_the_second_is_only_registered(
     engine.dispose()
 
 
+def test_the_log_holds_every_rung_and_epoch_and_the_summary_says_where(
+    run: Callable[..., Result], shapes: Path
+) -> None:
+    options = (str(shapes), "--weights", "builtin", "--image-size", "48", "--strategy", "partial")
+    ran = run(*options, "--precision", "32-true", "--log", "csv")
+    (path,) = (load_settings().home_path / "logs" / "default").glob("*/metrics.csv")
+    assert str(path.parent) in ran.stdout
+    rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+    assert any(row["linear_probe/rung_accuracy"] for row in rows)
+    losses = [float(row["partial-fold-1/loss"]) for row in rows if row["partial-fold-1/loss"]]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
+    for number in ("accuracy", "learning_rate", "images_per_second"):
+        assert any(row[f"partial-fold-1/{number}"] for row in rows)
+    assert any(row["partial-final/loss"] for row in rows)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
         (("--backbone", "squeezenet1_1", "--weights", "gone.pth"), WeightsUnavailable),
         (("--backbone", "resnet18", "--weights", "builtin"), WeightsUnavailable),
         (("--strategy", "magic"), InvalidSettings),
+        (("--precision", "8"), InvalidSettings),
         (("--name", "No Name"), InvalidSettings),
     ],
 )

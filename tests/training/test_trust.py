@@ -190,7 +190,7 @@ def test_rows_are_compared_block_by_block_with_the_same_result(monkeypatch: pyte
     features[3:9:3] = features[12:18:3] + 0.1
     rows = rows_of([str(label) for label in labels], [out or at in (3, 6) for at, out in enumerate(held_out)])
     whole = embedding_duplicates(features, rows, groups={})
-    monkeypatch.setattr("training.embedding_duplicates._BLOCK_NUMBERS", 1_000)
+    monkeypatch.setattr("training.embedding_duplicates._AT_ONCE", 17)
     by_block = embedding_duplicates(features, rows, groups={})
     assert [(pair.held_out, pair.trained) for pair in by_block] == [(pair.held_out, pair.trained) for pair in whole]
     assert whole
