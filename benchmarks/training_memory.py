@@ -146,7 +146,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, type=Path, metavar=("DATA", "HOME"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
-        train(*chosen.child, chosen)
+        data, home = chosen.child
+        train(data, home, chosen)
         return
     with tempfile.TemporaryDirectory(prefix="perennial-") as temporary:
         folder = chosen.folder or Path(temporary, "images")

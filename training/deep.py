@@ -23,16 +23,16 @@ from training import backbones, embedder, processes
 from training.augment import DEFAULT, Augmentation, toned_views
 from training.backbones import Backbone
 from training.epochs import Checkpoint
-from training.evidence import some_of
 from training.features import Embedded
 from training.finetune import HEAD_PENALTY, Finetuned, Images
 from training.paired import mcnemar
 from training.pixels import mapped_pixels
 from training.probe import Floats, Probe, fixed_probe
 from training.recipes import Recipe, recipe, takes_one_size
+from training.resident import taken
 from training.run_log import Log, log_epoch, unlogged
 from training.rungs import FULL, PARTIAL, SCRATCH, Trial
-from training.selection import Indexes, Selection
+from training.selection import Indexes, Selection, evenly
 from training.together import ANY, Hardware, Job, Workplace
 from training.views import MOST_VIEWS
 
@@ -197,8 +197,8 @@ class Trainer:
 
     def _start(self, fitted: Indexes) -> Probe:
         return fixed_probe(
-            self.embedded.features[fitted], self.labels[fitted].tolist(), self.weights[fitted].tolist(), self.classes,
-            HEAD_PENALTY, root=False,
+            taken(self.embedded.features, fitted), self.labels[fitted].tolist(), self.weights[fitted].tolist(), self.classes,
+            HEAD_PENALTY, root=False, overwrite=True,
         )  # fmt: skip
 
     def _from_scratch(self, size: int) -> Backbone:
@@ -215,18 +215,18 @@ class Trainer:
         worse on them than one of the images is on images (McNemar's exact test, 5 %)."""
         if self._augmentation is None:
             fitted, judged = next(self.selection.parts())
-            few, some = some_of(fitted, _FITTED_ON), some_of(judged, _LOOKED_AT)
+            few, some = evenly(fitted, _FITTED_ON), evenly(judged, _LOOKED_AT)
             truth = self.labels[some]
             probe = self._start(fitted)
-            plain = probe.logits(self.embedded.features[some]).argmax(axis=1) == truth
+            plain = probe.logits(taken(self.embedded.features, some)).argmax(axis=1) == truth
             mirrored = probe.logits(self.features(self.backbone, some, _mirrored)).argmax(axis=1) == truth
             fair = DEFAULT if not _worse(mirrored, plain) else replace(DEFAULT, mirror=False)
             if len(np.unique(self.labels[few])) < self.classes:
                 self._augmentation = fair.plain_tones()
                 return self._augmentation
             learnt = self.labels[few].tolist(), self.weights[few].tolist(), self.classes, HEAD_PENALTY
-            probe = fixed_probe(self.embedded.features[few], *learnt, root=False)
-            plain = probe.logits(self.embedded.features[some]).argmax(axis=1) == truth
+            probe = fixed_probe(taken(self.embedded.features, few), *learnt, root=False)
+            plain = probe.logits(taken(self.embedded.features, some)).argmax(axis=1) == truth
             probe = fixed_probe(self.features(self.backbone, few, _toned), *learnt, root=False)
             toned = probe.logits(self.features(self.backbone, some, _toned)).argmax(axis=1) == truth
             self._augmentation = fair.plain_tones() if _worse(toned, plain) else fair

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,8 +16,9 @@ from training.backbones import Backbone
 from training.features import Embedded
 from training.paired import difference
 from training.probe import log_loss
+from training.resident import taken
 from training.rungs import KNN, LINEAR_PROBE, MAJORITY, NAMES, SCRATCH, SIMPLE, Trial
-from training.selection import Selection
+from training.selection import Selection, evenly
 
 #: What a rung must be expected to add before it is tried.
 LEAST_GAIN: Final = 0.005
@@ -132,21 +132,15 @@ class Evidence:
         simple = 1.0 - self.share(self.trials[SIMPLE])
         probe = 1.0 - self.share(self.trials[LINEAR_PROBE])
         learnt = self.selection.learnt
-        some = some_of(learnt, 2000)
+        some = evenly(learnt, 2000)
         return Signals(
             images=len(learnt),
             classes=self.classes,
             fewest_in_a_class=int(np.bincount(self.labels[learnt], minlength=self.classes).min()),
             similarity=1.0 - probe / simple if simple > 0 else 0.0,
-            h_score=adjusted_h_score(self.embedded.features[some], self.labels[some].tolist()),
+            h_score=adjusted_h_score(taken(self.embedded.features, some), self.labels[some].tolist()),
             expected_gain={name: round(gain, 4) for name, gain in self.gains.items()},
         )
-
-
-def some_of(at: Sequence[int] | NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many of them, evenly spread."""
-    chosen = np.asarray(at, np.int64)
-    return chosen if len(chosen) <= most else chosen[np.unique(np.linspace(0, len(chosen) - 1, most).astype(int))]
 
 
 def expected_gain(error: float, images: int) -> float:

@@ -25,12 +25,13 @@ from training.align import aligned_to
 from training.backbones import Backbone
 from training.calibrate import fit_temperature
 from training.datasets import LabelledImages, Row
-from training.evidence import LEAST_GAIN, Evidence, expected_gain, some_of
+from training.evidence import LEAST_GAIN, Evidence, expected_gain
 from training.features import Embedded
 from training.probe import Floats, Probe, log_loss
+from training.resident import taken
 from training.run_log import Log, unlogged
 from training.rungs import FULL, KNN, LINEAR_PROBE, PARTIAL, SCRATCH, SIMPLE, Trial
-from training.selection import Selection, select
+from training.selection import Selection, evenly, select
 from training.together import ANY, Hardware
 
 AUTO: Final = "auto"
@@ -43,6 +44,7 @@ _CONTROL_SHARE: Final = 0.2  # of the budget, at most, for the control from scra
 _CONTROL_TIMES: Final = 3.0  # as long as what it is compared with has taken
 _LEAST_CONTROL: Final = 25.0  # seconds
 _PROJECTED: Final = 1000  # images that the embedding's axes are fitted on, where features must be computed anew
+_PROJECTED_FROM_CACHE: Final = 20_000  # and where they are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +214,8 @@ class _Ladder:
         selection = self.selection
         if selection.folds is None:
             share = len(selection.learnt) / (len(selection.learnt) + len(selection.judged))
-            learnt = some_of(selection.learnt, int(_CONTROL_ROWS * share))
-            judged = some_of(selection.judged, _CONTROL_ROWS - len(learnt))
+            learnt = evenly(selection.learnt, int(_CONTROL_ROWS * share))
+            judged = evenly(selection.judged, _CONTROL_ROWS - len(learnt))
             at = np.concatenate([learnt, judged])
             part = Selection(np.arange(len(learnt)), np.arange(len(learnt), len(at)), None, "")
         else:
@@ -245,11 +247,12 @@ class _Ladder:
 
     def _kept(self, name: str, probe: Probe, transfer: Transfer | None) -> Chosen:
         trial = self.found.trials[name]
-        backbone, head, found = self.backbone, probe, self.embedded.features[self.selection.learnt]
+        backbone, head = self.backbone, probe
         if name in _DEEP:
             backbone, head = self._deep().final(name)
-            some = some_of(self.selection.learnt, _PROJECTED)
-            found = self._deep().features(backbone, some)
+            found = self._deep().features(backbone, evenly(self.selection.learnt, _PROJECTED))
+        else:
+            found = taken(self.embedded.features, evenly(self.selection.learnt, _PROJECTED_FROM_CACHE))
         truth = self.labels[trial.rows]
         temperature = fit_temperature(trial.logits, truth.tolist())
         scaled = trial.logits / temperature
