@@ -197,8 +197,8 @@ class Trainer:
 
     def _start(self, fitted: Indexes) -> Probe:
         return fixed_probe(
-            taken(self.embedded.features, fitted), self.labels[fitted].tolist(), self.weights[fitted].tolist(), self.classes,
-            HEAD_PENALTY, root=False, overwrite=True,
+            taken(self.embedded.features, fitted), self.labels[fitted].tolist(), self.weights[fitted].tolist(),
+            self.classes, HEAD_PENALTY, root=False, overwrite=True,
         )  # fmt: skip
 
     def _from_scratch(self, size: int) -> Backbone:
