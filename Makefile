@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones \
+.PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
         constraints clean
 .DEFAULT_GOAL := help
 
@@ -45,6 +45,9 @@ bench-training: $(STAMP)  ## how good and how quick training is, beside its peer
 
 bench-backbones: $(STAMP)  ## every classification network of torchvision: built, trained a step, exported, compared
 	$(BIN)/python -m benchmarks.backbones
+
+bench-memory: $(STAMP)  ## memory and seconds of each stage of training on 100,000 images
+	$(BIN)/python -m benchmarks.training_memory
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
 	$(BIN)/python -m benchmarks.resilience
