@@ -144,7 +144,7 @@ def test_an_image_cut_short_is_reported_and_the_others_are_embedded(
     assert next(row.location for row in images.rows if row.digest == digest) == str(broken)
     assert "send the whole file" in reason
     assert len(embedded.rows) == len(embedded.features) == 11
-    assert steps[-1] == Step("embedding images", 12, 12)
+    assert steps[-1] == Step("embedding images", 12, 12, "images")
 
 
 def test_the_format_of_a_file_changes_next_to_nothing(backbone: Backbone, tmp_path: Path) -> None:
