@@ -38,6 +38,7 @@ MOST_AUTO_SECONDS: Final = 90.0
 MOST_PROBE_SECONDS: Final = 12.0
 LEAST_RATIO: Final = {TUTORIAL: 15.0, FASTAI: 3.0}
 _LONGEST: Final = 7200.0  # seconds
+_AS_WRITTEN: Final = 1e-6  # accuracies have six digits in the files
 _ROOT: Final = Path(__file__).parents[2]
 
 
@@ -193,7 +194,7 @@ def _read(race: Race) -> None:
 def first_reached(rows: Sequence[Measurement], name: str, seed: int, accuracy: float) -> float | None:
     """Seconds from the process's start to the end of the first epoch that has this accuracy; None if none has."""
     mine = [row for row in rows if (row.method, row.seed) == (name, seed) and row.epoch]
-    reached = [row.epoch for row in mine if row.metric == ACCURACY and row.value >= accuracy - 1e-9]
+    reached = [row.epoch for row in mine if row.metric == ACCURACY and row.value >= accuracy - _AS_WRITTEN]
     if not reached:
         return None
     return next(row.value for row in mine if row.metric == SINCE_START and row.epoch == min(reached))

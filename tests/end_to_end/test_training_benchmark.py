@@ -65,6 +65,11 @@ def test_the_time_to_an_accuracy_is_that_of_the_first_epoch_that_has_it() -> Non
     assert compared.reached_low == 100, "0.8 is below the lower end of 95 of 100"
 
 
+def test_an_accuracy_that_was_read_back_from_the_file_is_the_same_accuracy() -> None:
+    rows = epochs("tutorial", (50, 0.9), (100, round(146 / 153, 6)))
+    assert time_to_accuracy.first_reached(rows, "tutorial", 0, 146 / 153) == 100
+
+
 def test_a_peer_that_never_gets_there_gives_a_lower_bound() -> None:
     rows = [*whole(TASK, PROBE, 0, 0.95, 10.0), *epochs("tutorial", (50, 0.85), (200, 0.92))]
     (compared,) = time_to_accuracy.compare(rows)
