@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,7 +64,19 @@ def settings_for(name: str | None = None, **overrides: Any) -> Settings:
 
 def follows() -> bool:
     """Did `torchrun` start this process beside another one, which leads?"""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+    from training.processes import place
+
+    return place().rank > 0
+
+
+def report_skipped(lines: Sequence[str], shown: int = 20) -> None:
+    """Say on stderr which files were not used, and why: the first few."""
+    if lines:
+        err.print(f"{len(lines)} file{'' if len(lines) == 1 else 's'} not used:", markup=False)
+    for line in lines[:shown]:
+        err.print(f"  {line}", markup=False)
+    if len(lines) > shown:
+        err.print(f"  and {len(lines) - shown} more; --json lists them all", markup=False)
 
 
 def print_json(document: Any) -> None:

@@ -11,8 +11,6 @@ from commands import console
 if TYPE_CHECKING:
     from training.import_model import Imported
 
-_SKIPPED_SHOWN = 10
-
 
 def import_model(
     source: Annotated[
@@ -57,21 +55,11 @@ def import_model(
     engine = open_ledger(settings.ledger_url)
     with console.progress() as progress:
         imported = run(engine, settings, source, weights=weights, image_size=image_size, data=data, progress=progress)
-    _report_skipped(imported)
+    console.report_skipped(imported.skipped)
     if as_json:
         console.print_json(_document(imported))
     else:
         _print(imported)
-
-
-def _report_skipped(imported: Imported) -> None:
-    skipped = imported.skipped
-    if skipped:
-        console.err.print(f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} not used:", markup=False)
-    for each in skipped[:_SKIPPED_SHOWN]:
-        console.err.print(f"  {each}", markup=False)
-    if len(skipped) > _SKIPPED_SHOWN:
-        console.err.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --json lists them all", markup=False)
 
 
 def _document(imported: Imported) -> dict[str, Any]:

@@ -12,11 +12,9 @@ from commands import console
 from perennial.errors import PerennialError
 
 if TYPE_CHECKING:
-    from training.fit import Fitted
     from training.train import Trained
 
 _NEEDED = ("torch", "torchvision", "sklearn", "onnx", "onnxscript", "safetensors", "pyarrow", "jinja2")
-_SKIPPED_SHOWN = 20
 
 
 def train(
@@ -116,7 +114,7 @@ def train(
     engine = open_ledger(settings.ledger_url)
     with processes.leading(), console.progress() as progress:
         trained = run(engine, settings, data, progress)
-    _report_skipped(trained.fitted)
+    console.report_skipped([f"{skip.location}: {skip.reason}" for skip in trained.fitted.skipped])
     if as_json:
         console.print_json(_document(trained))
     else:
@@ -127,16 +125,6 @@ def _need_training_packages() -> None:
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         raise PerennialError(f"training needs {', '.join(missing)}: pip install 'perennial[train]'")
-
-
-def _report_skipped(fitted: Fitted) -> None:
-    skipped = fitted.skipped
-    if skipped:
-        console.err.print(f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} not used:", markup=False)
-    for skip in skipped[:_SKIPPED_SHOWN]:
-        console.err.print(f"  {skip.location}: {skip.reason}", markup=False)
-    if len(skipped) > _SKIPPED_SHOWN:
-        console.err.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --json lists them all", markup=False)
 
 
 def _document(trained: Trained) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that large arrays leave behind."""
+"""What glibc does with memory that was freed. Another C library is left alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ _NEVER: Final = 2**31 - 1
 
 def keep_freed_memory() -> None:
     """From now on this process keeps what it frees. A training step makes the same large arrays over and over: giving
-    each back to the system and asking for it again cost a third of a step, in page faults. Only glibc needs it; with
-    another C library nothing is done."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    library = ctypes.CDLL(None)
-    library.mallopt(_MMAP_MAX, 0)
-    library.mallopt(_TRIM_THRESHOLD, _NEVER)
+    each back to the system and asking for it again cost a third of a step, in page faults."""
+    if _is_glibc():
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def give_back_freed_memory() -> None:
+    """What many threads have freed and the library keeps for them: after a look at 100,000 small images 200 MB."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -22,10 +22,10 @@ from perennial.errors import InvalidDataset, InvalidImage, InvalidSettings
 from perennial.images import ImageLimits
 from perennial.progress import IMAGES, Progress, Step, silent
 from perennial.storage import sha256
+from training.allocator import give_back_freed_memory
 from training.duplicates import near_duplicates
 from training.glance import Glance, Metadata, glance
 from training.listing import Entry, Skipped, Split, list_folder, list_manifest, printable
-from training.resident import give_back_freed
 from training.splitting import HELD_OUT_FIRST, assign, leave_out
 
 __all__ = ["DEFAULT_LIMITS", "LabelledImages", "Row", "Skipped", "Split", "load", "read_bytes", "without"]
@@ -142,7 +142,7 @@ def load(
     )
     _require(images)
     del glances, pairs
-    give_back_freed()
+    give_back_freed_memory()
     return images
 
 

@@ -42,6 +42,7 @@ from perennial.graph import FLOAT32, INT8, PROPERTIES, GraphOutput
 from perennial.images import ImageLimits, Pixels
 from perennial.progress import Progress, Step, silent
 from training import backbones, certify, datasets, evaluate, features, strategy, trust, unlabelled
+from training.allocator import give_back_freed_memory
 from training.backbones import Backbone
 from training.datasets import LabelledImages, Row, Skipped
 from training.export import ServedModel, export_graph, fit_whitening, save_weights
@@ -49,7 +50,6 @@ from training.features import Embedded
 from training.label_errors import LabelError, likely_label_errors
 from training.reference import dataset_table, reference_table
 from training.report import render
-from training.resident import give_back_freed
 from training.run_log import Log, unlogged
 from training.rungs import LINEAR_PROBE, MAJORITY, SIMPLE
 from training.strategy import AUTO, STRATEGIES, Chosen, Climb
@@ -147,7 +147,7 @@ def fit(
             request.images.rows, backbone, cache, threads=threads, limits=limits, progress=progress
         )
         took = time.perf_counter() - began
-        give_back_freed()
+        give_back_freed_memory()
         images = datasets.without(request.images, embedded.failures)
 
         bundles.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,6 @@ counts as this process's memory until it is given back: of 100,000 images half a
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import mmap
 from collections.abc import Iterator
 from typing import Final
@@ -52,10 +50,3 @@ def give_back(features: Floats) -> None:
     mapped = getattr(features, "_mmap", None)
     if mapped is not None and getattr(features, "mode", "") == "r" and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def give_back_freed() -> None:
-    """What many threads have freed and the C library (glibc; others do it themselves) keeps for them: after a look at
-    100,000 small images 200 MB."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

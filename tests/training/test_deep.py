@@ -1,7 +1,8 @@
-"""Which views of their images the upper rungs learn from."""
+"""What the upper rungs would take, and which views of their images they learn from."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,30 @@ from perennial.images import ImageLimits
 from training import backbones, datasets, features
 from training.augment import Augmentation
 from training.deep import Trainer
+from training.rungs import PARTIAL
 from training.selection import select
 
 SIZE = 48
 EACH = 30
 
 
-def augmentation(folder: Path, work: Path) -> Augmentation:
-    """What `folder` is augmented with."""
+def trainer_of(folder: Path, work: Path) -> Trainer:
+    """On the images in `folder`."""
     images = datasets.load(str(folder), validation=0.2, test=0.1, seed=0)
     backbone = backbones.load("mobilenet_v3_small", "builtin", image_size=SIZE)
     embedded = features.embed(images.rows, backbone, work / "cache", threads=1)
     labels = np.array([images.classes.index(row.label) for row in embedded.rows], np.int64)
     selection = select(embedded.rows, labels.tolist(), images.groups, 0)
     work.joinpath("deep").mkdir()
-    trainer = Trainer(
+    return Trainer(
         backbone, embedded, labels, np.ones(len(labels)), len(images.classes), selection, work / "deep",
         work / "checkpoints", seed=0, threads=1, limits=ImageLimits(),
     )  # fmt: skip
-    return trainer.augmentation()
+
+
+def augmentation(folder: Path, work: Path) -> Augmentation:
+    """What `folder` is augmented with."""
+    return trainer_of(folder, work).augmentation()
 
 
 def draw(folder: Path, label: str, colour: tuple[int, int, int], shape: list[tuple[float, float]], count: int) -> None:
@@ -69,3 +75,15 @@ def test_where_a_mirror_image_is_another_class_none_is_shown(tmp_path: Path) -> 
     draw(tmp_path / "data", "right", (240, 240, 240), RIGHT, EACH)
     found = augmentation(tmp_path / "data", tmp_path)
     assert not found.mirror
+
+
+def test_a_rung_is_timed_on_a_few_images_though_all_of_them_may_be_of_one_class(tmp_path: Path) -> None:
+    draw(tmp_path / "data", "square", (240, 240, 240), SQUARE, 90)
+    draw(tmp_path / "data", "down", (240, 240, 240), DOWN, 10)
+    trainer = trainer_of(tmp_path / "data", tmp_path)
+    common = trainer.labels[trainer.selection.learnt] == np.bincount(trainer.labels).argmax()
+    at = np.argsort(~common, kind="stable")
+    selection = trainer.selection
+    assert selection.folds is not None
+    trainer.selection = replace(selection, learnt=selection.learnt[at], folds=selection.folds[at])
+    assert trainer.expected_seconds(PARTIAL) > 0
