@@ -107,11 +107,12 @@ def train(
         from perennial.ledger import open_ledger
         from training import processes
         from training.train import train as run
-    finally:
-        gc.enable()
 
-    # The ledger first: better to hear now than after the work that it cannot be reached.
-    engine = open_ledger(settings.ledger_url)
+        # The ledger first: better to hear now than after the work that it cannot be reached.
+        engine = open_ledger(settings.ledger_url)
+    finally:
+        gc.freeze()
+        gc.enable()
     with processes.leading(), console.progress() as progress:
         trained = run(engine, settings, data, progress)
     console.report_skipped([f"{skip.location}: {skip.reason}" for skip in trained.fitted.skipped])

@@ -53,7 +53,7 @@ def compiled(backbone: Backbone, images: Pixels, *, threads: int) -> Embedder:
     plain = TorchEmbedder(backbone)
     try:
         fast = OpenVinoEmbedder(backbone, threads=threads)
-        worst = _difference(plain(images), fast(images))
+        worst = _difference(plain.forward(images), fast(images))
     except Exception as error:  # noqa: BLE001 - tracing, export and compilation each raise their own kinds
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         logger.info("%s is embedded by torch, which is slower: OpenVINO cannot take it (%s)", backbone.name, why)
@@ -107,10 +107,13 @@ class TorchEmbedder:
         # must not depend on which images happened to be cached.
         filled = np.zeros((_FILLED, *pixels.shape[1:]), np.uint8)
         filled[: len(pixels)] = pixels
+        return self.forward(filled)[: len(pixels)].copy()
+
+    def forward(self, pixels: Pixels) -> Floats:
+        """As it is, in one batch."""
         with torch.inference_mode():
-            features = self._backbone.network(normalised(torch.from_numpy(filled), self._backbone))
-        result: Floats = features[: len(pixels)].numpy().copy()
-        return result
+            features: Floats = self._backbone.network(normalised(torch.from_numpy(pixels), self._backbone)).numpy()
+        return features
 
 
 class _Headless(nn.Module):
