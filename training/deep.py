@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -38,11 +39,12 @@ from training.views import MOST_VIEWS
 
 FOLDS: Final = 2  # of the cross-validation that a deep rung is tried on: each costs a whole training
 _FOLD_SHARE: Final = 0.8  # of the rows, that a fold learns from
+_TRIED_SHARE: Final = 1 / 2  # of the epochs, that a rung is tried for where the one that is kept is trained anew
 _LOOKED_AT: Final = 100  # images, in a mirror and in other tones
 _FITTED_ON: Final = 300
 _TIMED_IMAGES: Final = 64
 _ALPHA: Final = 0.05
-_CONTROL_SIZE: Final = 128  # pixels a side for the control from scratch: it learns faster on small images
+_CONTROL_SIZE: Final = 96  # pixels a side for the control from scratch: it learns faster on small images
 _FEWEST_CONTROL_EPOCHS: Final = 5
 _STAGES: Final = {
     PARTIAL: "fine-tuning the last stages", FULL: "fine-tuning every stage", SCRATCH: "training from scratch",
@@ -83,15 +85,28 @@ class Trainer:
         self._started = False
         self._written: list[Checkpoint] = []
         self._augmentation: Augmentation | None = None
+        self._paces: dict[str, tuple[float, float]] = {}
+        self.final_rows: Indexes = selection.final
+
+    def keep_what_was_tried(self) -> None:
+        """For want of time: what is kept does not learn from the judged rows."""
+        self.final_rows = self.selection.learnt
 
     def expected_seconds(self, name: str) -> float:
         """What trying and fitting this rung would take, from a few steps on a few images."""
         learnt = len(self.selection.learnt)
-        how = recipe(name, learnt, self.backbone)
-        view, image = self._pace(name, how)
-        views = min(MOST_VIEWS, how.epochs) if name == PARTIAL else 0
-        once = learnt * (views * view + how.epochs * image)
-        return once if self.selection.folds is None else once * (1 + self.folds * _FOLD_SHARE)
+        view, image = self._pace_of(name)
+        views = min(MOST_VIEWS, self._recipe(name, learnt).epochs) if name == PARTIAL else 0
+        tries = 1.0 if self.selection.folds is None else self.folds * _FOLD_SHARE
+        tried = tries * learnt * (self._tried_epochs(name) or self._recipe(name, learnt).epochs) * image
+        return len(self.final_rows) * views * view + tried + self.final_seconds(name)
+
+    def final_seconds(self, name: str) -> float:
+        """What it would take to train the network to keep, once it has been tried; 0 if that one is kept."""
+        if not self._anew:
+            return 0.0
+        rows = len(self.final_rows)
+        return rows * self._recipe(name, rows).epochs * self._pace_of(name)[1]
 
     def control_epochs(self, seconds: float) -> int:
         """How many epochs from scratch fit into so many seconds; 0 if too few to show anything."""
@@ -109,11 +124,12 @@ class Trainer:
         rows: list[Indexes] = []
         began = time.perf_counter()
         control = epochs is not None
+        epochs = epochs or self._tried_epochs(name)
         for fold, (fitted, judged) in enumerate(self.selection.parts(self.folds), start=1):
             tag = name if self.selection.folds is None else f"{name}-fold-{fold}"
             found.append(self._finetune(name, fitted, judged, epochs, control=control, tag=tag))
             rows.append(judged)
-        if self.selection.folds is None and not control:
+        if not self._anew and not control:
             self._trained[name] = found[0]
         return Trial(
             name,
@@ -125,21 +141,25 @@ class Trainer:
         )
 
     def final(self, name: str) -> tuple[Backbone, Probe]:
-        """The network and head to keep: those that were tried, or where rows were held out in turns, of all rows."""
+        """The network and head to keep: of all that may be learnt from; those that were tried, if they have."""
         done = self._trained.get(name)
         if done is None:
             nothing = np.empty(0, np.int64)
-            done = self._finetune(name, self.selection.learnt, nothing, None, control=False, tag=f"{name}-final")
+            done = self._finetune(name, self.final_rows, nothing, None, control=False, tag=f"{name}-final")
         return done.backbone, done.head
 
     def features(self, backbone: Backbone, at: Indexes, change: Callable[[Pixels], Pixels] | None = None) -> Floats:
         """What a network makes of these rows [N, D], changed or as they are."""
-        pixels = self._images(at).seen(np.arange(len(at))).numpy()
-        side, margin = backbone.rule.crop, (pixels.shape[1] - backbone.rule.crop) // 2
-        cut = pixels[:, margin : margin + side, margin : margin + side]
-        cut = np.ascontiguousarray(cut if change is None else change(cut))
-        found = embedder.TorchEmbedder(backbone)
-        return np.concatenate([found(cut[start : start + 16]) for start in range(0, len(cut), 16)])
+        images, few = self._images(at), [np.arange(len(at))[start : start + 16] for start in range(0, len(at), 16)]
+        side, margin = backbone.rule.crop, (images.pixels.shape[1] - backbone.rule.crop) // 2
+
+        def seen(rows: Indexes) -> Pixels:
+            cut = images.seen(rows).numpy()[:, margin : margin + side, margin : margin + side]
+            return np.ascontiguousarray(change(cut) if change else cut)
+
+        found = embedder.compiled(backbone, seen(few[0][:2]), threads=self.threads)
+        with ThreadPoolExecutor(self.threads) as pool:
+            return np.concatenate(list(pool.map(lambda rows: found(seen(rows)), few)))
 
     def forget(self) -> None:
         """All is done: what an interrupted run would have gone on from is not needed."""
@@ -147,6 +167,25 @@ class Trainer:
             checkpoint.remove()
 
     # --- one training ---
+
+    @property
+    def _anew(self) -> bool:
+        """Is what is kept another network than the one that was tried?"""
+        return self.selection.folds is not None or len(self.final_rows) > len(self.selection.learnt)
+
+    def _recipe(self, name: str, rows: int) -> Recipe:
+        return recipe(name, rows, self.backbone)
+
+    def _tried_epochs(self, name: str) -> int | None:
+        """Fewer than the recipe's, where that is enough to choose by; None for all of them."""
+        if self.selection.folds is not None or not self._anew:
+            return None
+        return max(1, round(_TRIED_SHARE * self._recipe(name, len(self.selection.learnt)).epochs))
+
+    def _pace_of(self, name: str) -> tuple[float, float]:
+        if name not in self._paces:
+            self._paces[name] = self._pace(name, self._recipe(name, len(self.selection.learnt)))
+        return self._paces[name]
 
     def _finetune(
         self, name: str, fitted: Indexes, judged: Indexes, epochs: int | None, *, control: bool, tag: str
@@ -158,7 +197,7 @@ class Trainer:
         how = replace(recipe(name, len(fitted), backbone, epochs), augmentation=self._views_of(name))
         start = None if scratch else self._start(fitted)
         return self._workplace.train(
-            self._job(backbone, start, fitted, how, _STAGES[name]),
+            replace(self._job(backbone, start, fitted, how, _STAGES[name]), pool=self._images(self.final_rows).at),
             self._images(judged),
             self._checkpoint(backbone, how, fitted, judged),
             self.progress,

@@ -7,9 +7,6 @@ left to torch: slower, not different.
 from __future__ import annotations
 
 import logging
-import tempfile
-import threading
-from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
@@ -18,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perennial.images import Pixels
-from perennial.openvino_graph import core as openvinocore
 from training.backbones import Backbone, normalised
-from training.onnx_export import plain_attention, quiet
+from training.compiled_module import TOLERANCE, CompiledModule, difference
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +24,7 @@ Floats = NDArray[np.float32]
 
 OPENVINO: Final = "openvino-float32"
 TORCH: Final = "torch-float32"
-#: How far OpenVINO's features may be from torch's, relative where they exceed 1.
-TOLERANCE: Final = 1e-3
 
-_OPSET: Final = 20
 _FILLED: Final = 16  # images
 
 
@@ -53,7 +46,7 @@ def compiled(backbone: Backbone, images: Pixels, *, threads: int) -> Embedder:
     plain = TorchEmbedder(backbone)
     try:
         fast = OpenVinoEmbedder(backbone, threads=threads)
-        worst = _difference(plain.forward(images), fast(images))
+        worst = difference(plain.forward(images), fast(images))
     except Exception as error:  # noqa: BLE001 - tracing, export and compilation each raise their own kinds
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         logger.info("%s is embedded by torch, which is slower: OpenVINO cannot take it (%s)", backbone.name, why)
@@ -70,24 +63,12 @@ class OpenVinoEmbedder:
     arithmetic: Final = OPENVINO
 
     def __init__(self, backbone: Backbone, *, threads: int) -> None:
-        options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
-        with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
-            path = Path(folder, "backbone.onnx")
-            _write_onnx(backbone, path)
-            self._compiled = openvinocore().compile_model(path, "CPU", options)
-        self._width = backbone.width
-        self._thread = threading.local()
-        # The first inference of a process must not be made by two threads at once: see `perennial.openvino_graph`.
-        self(np.zeros((1, backbone.rule.crop, backbone.rule.crop, 3), np.uint8))
+        crop = backbone.rule.crop
+        blank = torch.zeros(1, crop, crop, 3, dtype=torch.uint8)
+        self._compiled = CompiledModule(_Headless(backbone).eval(), blank, threads=threads)
 
     def __call__(self, pixels: Pixels) -> Floats:
-        request = getattr(self._thread, "request", None)
-        if request is None:
-            request = self._thread.request = self._compiled.create_infer_request()
-        features = np.empty((len(pixels), self._width), np.float32)
-        for at in range(len(pixels)):
-            features[at] = request.infer([pixels[at : at + 1]], share_outputs=True)[0][0]
-        return features
+        return self._compiled(pixels)
 
 
 class TorchEmbedder:
@@ -125,24 +106,3 @@ class _Headless(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network(normalised(pixels, self._backbone))
         return features
-
-
-def _write_onnx(backbone: Backbone, path: Path) -> None:
-    crop = backbone.rule.crop
-    with quiet(), plain_attention(), torch.inference_mode():
-        torch.onnx.export(
-            _Headless(backbone).eval(),
-            (torch.zeros(1, crop, crop, 3, dtype=torch.uint8),),
-            path,
-            input_names=["pixels"],
-            output_names=["features"],
-            opset_version=_OPSET,
-            dynamo=False,  # the other exporter takes ten times as long, for a few networks more
-        )
-
-
-def _difference(expected: Floats, got: Floats) -> float:
-    """The largest, relative where values exceed 1. What is not a number is infinitely far."""
-    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
-        return float("inf")
-    return float((np.abs(expected - got) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))

@@ -57,8 +57,8 @@ class Evidence:
         each = theirs.astype(np.float64) - mine
         return float(each.mean()) > float(each.std()) / math.sqrt(len(each))
 
-    def why(self, name: str) -> str:
-        """Why this rung, in one sentence."""
+    def why(self, name: str, learnt: int) -> str:
+        """Why this rung, in one sentence; `learnt` is how many images what is kept has learnt from."""
         trial = self.trials[name]
         share = transfer_verdict.share(trial, self.labels)
         how = "auto chose it" if self.auto else "asked for"
@@ -68,6 +68,8 @@ class Evidence:
             f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}) by {self.selection.says}"
             + ("" if whole else f", of which it was tried on {len(trial.rows):,}")
         ]
+        if learnt > len(self.selection.learnt):
+            parts.append(f"what is kept has learnt from the validation images as well, {learnt:,} in all")
         if self.target:
             parts.append(
                 f"features aligned to {self.target:,} unlabelled target images; right is said of aligned "

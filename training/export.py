@@ -22,6 +22,7 @@ from perennial.errors import InvalidBundle, InvalidParameter
 from perennial.graph import INPUT, OUTPUTS, PROPERTIES, Graph
 from perennial.images import Pixels
 from training.backbones import Backbone
+from training.compiled_module import TOLERANCE, difference
 from training.features import Floats
 from training.onnx_export import plain_attention, quiet
 from training.probe import Probe
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 Doubles = NDArray[np.float64]
 
 EMBEDDING: Final = 32
-TOLERANCE: Final = 1e-3
 _LEAST_SPREAD: Final = 0.03  # of a direction, against the widest
 _LEAST_SHARE: Final = 0.01  # of a direction, against the length of the mean feature vector
 _OPSET: Final = 20
@@ -256,7 +256,7 @@ def _verify(model: ServedModel, pixels: Pixels, path: Path) -> float:
         for name, tensor, array in zip(
             OUTPUTS, expected, (got.probabilities, got.embedding, got.properties), strict=True
         ):
-            worst = _difference(tensor.numpy(), array)
+            worst = difference(tensor.numpy(), array)
             if not worst <= TOLERANCE:
                 raise InvalidBundle(
                     f"the exported graph's {name} differs from the model's by {worst:.2g} on {count} images "
@@ -264,13 +264,6 @@ def _verify(model: ServedModel, pixels: Pixels, path: Path) -> float:
                 )
             largest = max(largest, worst)
     return largest
-
-
-def _difference(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
-    """The largest difference, relative where values exceed 1. NaN and a wrong shape are infinitely far."""
-    if expected.shape != got.shape or not (np.isfinite(expected).all() and np.isfinite(got).all()):
-        return float("inf")
-    return float((np.abs(expected - got) / np.maximum(1.0, np.abs(expected))).max())
 
 
 def _linear(weight: Floats, bias: Floats) -> nn.Linear:

@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -30,12 +29,13 @@ from training import processes, stages
 from training.backbones import Backbone
 from training.depthwise import strides_in_float32
 from training.epochs import Checkpoint, Resumed, restore
+from training.front import Front
 from training.probe import Floats, Probe, fixed_probe, never_negative
 from training.recipes import Recipe
 from training.shared_batch_norm import Sharing, over_all_processes, summed
-from training.views import BATCH, Batch, Images, Views, batches, whole_fronts
+from training.views import BATCH, Batch, Images, Shelf, Views, batches, whole_fronts
 
-__all__ = ["EpochDone", "Finetuned", "Images", "Recipe", "finetune"]
+__all__ = ["EpochDone", "Finetuned", "Images", "Recipe", "Shelf", "finetune"]
 
 HEAD_PENALTY: Final = 0.1  # inverse strength of the penalty on the head's weights, before and after
 _SETTLING: Final = 16  # batches that BatchNorm's statistics are taken from
@@ -83,7 +83,7 @@ def finetune(
     classes: int,
     seed: int,
     fabric: Any,
-    scratch: Path,
+    shelf: Shelf,
     stage: str,
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
@@ -98,18 +98,20 @@ def finetune(
         start: the head to start from, fitted on the features as they are (`root` false); None starts from zero.
         judged: rows that are not trained on; after each epoch the curve says how many of them are right.
         fabric: a launched `lightning_fabric.Fabric`: device, precision and processes.
-        scratch: a folder for memory-mapped activations, removed by the caller.
+        shelf: for memory-mapped activations; its folder is removed by the caller.
         stage: what `progress` calls this.
         record: is told after each epoch how it went.
 
     Raises:
         InvalidParameter: this network cannot be trained in part.
     """
-    began = time.perf_counter()
     backbone = replace(backbone, network=copy.deepcopy(backbone.network))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        front, back, groups = _parts(backbone, recipe)
+        frozen, back, groups = _parts(backbone, recipe)
+        front = Front(frozen, backbone, fabric)
+        front.compile(recipe.image_size)
+        began = time.perf_counter()
         head = _head(start, classes, backbone.width)
         network = nn.Sequential(back, head)
         groups.append({"params": list(head.parameters()), "lr": recipe.learning_rate})
@@ -117,15 +119,14 @@ def finetune(
         for group in optimizer.param_groups:
             group["full"] = group["lr"]
         model, optimizer = fabric.setup(network, optimizer)
-        front.to(fabric.device)
         learning = [value for group in optimizer.param_groups for value in group["params"]]
         averaged = [value.detach().clone() for value in learning]
-        whole = list(whole_fronts(front, backbone, judged, fabric))
+        whole = list(whole_fronts(front, backbone, judged))
         saved = processes.broadcast(checkpoint.read() if checkpoint else None)
         resumed = restore(saved, network, optimizer, averaged)
         curve, first = list(resumed.curve), resumed.epoch
         kept = train if first < recipe.epochs else train.none()
-        views = Views(front, backbone, recipe, kept, fabric, scratch / "train.views", seed, progress, stage)
+        views = Views(front, backbone, recipe, kept, fabric, shelf, seed, progress, stage)
         spent = time.perf_counter() - began if not first else resumed.seconds
         steps = math.ceil(len(train) / BATCH)
 
@@ -165,7 +166,7 @@ def finetune(
             logits = answers()
             kept_head = _as_probe(head)
             if recipe.refit and fabric.global_rank == 0:
-                kept_head = _fitted_anew(back, whole_fronts(front, backbone, train, fabric), train, classes, fabric)
+                kept_head = _fitted_anew(back, whole_fronts(front, backbone, train), train, classes, fabric)
                 if len(judged):
                     logits = kept_head.logits(_features(back, whole, fabric))
                     right = float((logits.argmax(axis=1) == judged.labels).mean())

@@ -18,18 +18,26 @@ Indexes = NDArray[np.int64]
 #: and too few to judge by.
 FEW: Final = 600
 FOLDS: Final = 5
+#: Up to so many, a network that was judged on the validation rows learns from them too in the end: a sixth more images
+#: is worth a point there.
+SOME: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """`learnt` are the rows that a model may be fitted on, `judged` those that rungs are compared on. With `folds` [len
-    (learnt)] a judged row is answered by a model of the other folds; without, the two are apart. `says` is this in
-    words."""
+    (learnt)] a judged row is answered by a model of the other folds; without, the two are apart. `final` are the rows
+    that a network which is kept learns from, if there is time. `says` is how they are compared in words."""
 
     learnt: Indexes
     judged: Indexes
     folds: Indexes | None
     says: str
+
+    @property
+    def final(self) -> Indexes:
+        few = self.folds is None and len(self.learnt) + len(self.judged) <= SOME
+        return np.sort(np.concatenate([self.learnt, self.judged])) if few else self.learnt
 
     def parts(self, most: int | None = None) -> Iterator[tuple[Indexes, Indexes]]:
         """(rows to fit on, rows to judge on), at most `most` of such pairs."""

@@ -40,7 +40,7 @@ _DEEP: Final = (PARTIAL, FULL, SCRATCH)
 _ON_FEATURES: Final = (KNN, LINEAR_PROBE, PARTIAL, FULL)
 
 _CONTROL_ROWS: Final = 500  # on so many the features of random weights are looked at
-_CONTROL_SHARE: Final = 0.2  # of the budget, at most, for the control from scratch
+_CONTROL_SHARE: Final = 0.1  # of the budget, at most, for the control from scratch
 _CONTROL_TIMES: Final = 3.0  # as long as what it is compared with has taken
 _LEAST_CONTROL: Final = 25.0  # seconds
 _PROJECTED: Final = 1000  # images that the embedding's axes are fitted on, where features must be computed anew
@@ -167,8 +167,10 @@ class _Ladder:
             if gain < LEAST_GAIN:
                 self.found.skipped[name] = (f"would add {gain:.1%} by prediction; {LEAST_GAIN:.1%} is the least", 0.0)
                 continue
-            seconds = self._deep().expected_seconds(name)
-            left = self._left()
+            seconds, left = self._deep().expected_seconds(name), self._left()
+            if seconds > left and name == PARTIAL and self.selection.folds is None:
+                self._deep().keep_what_was_tried()
+                seconds = self._deep().expected_seconds(name)
             if seconds > left:
                 self.found.skipped[name] = (
                     f"would take {seconds:,.0f} s, and {left:,.0f} s of the budget are left",
@@ -190,7 +192,8 @@ class _Ladder:
             key=self.found.share,
         )
         taken = max(_LEAST_CONTROL, _CONTROL_TIMES * best.seconds)
-        most = min(self._left(), _CONTROL_SHARE * self.how.seconds, taken)
+        reserved = self._deep().final_seconds(best.name) if best.name in _DEEP else 0.0
+        most = min(self._left() - reserved, _CONTROL_SHARE * self.how.seconds, taken)
         epochs = self._deep().control_epochs(most)
         if epochs:
             self._keep(self._deep().trial(SCRATCH, epochs=epochs))
@@ -247,8 +250,9 @@ class _Ladder:
 
     def _kept(self, name: str, probe: Probe, transfer: Transfer | None) -> Chosen:
         trial = self.found.trials[name]
-        backbone, head = self.backbone, probe
+        backbone, head, learnt = self.backbone, probe, self.selection.learnt
         if name in _DEEP:
+            learnt = self._deep().final_rows
             backbone, head = self._deep().final(name)
             found = self._deep().features(backbone, evenly(self.selection.learnt, _PROJECTED))
         else:
@@ -262,12 +266,12 @@ class _Ladder:
             head=head,
             temperature=temperature,
             strategy=name,
-            why=self.found.why(name),
+            why=self.found.why(name, len(learnt)),
             ladder=self.found.ladder(name, transfer),
             features=found,
             judged=tuple(self.embedded.rows[at] for at in trial.rows),
             probabilities=powers / powers.sum(axis=1, keepdims=True),
-            learnt=frozenset(self.embedded.rows[at].digest for at in self.selection.learnt),
+            learnt=frozenset(self.embedded.rows[at].digest for at in learnt),
         )
 
     # --- small things ---

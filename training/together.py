@@ -24,7 +24,7 @@ from training import processes
 from training.allocator import keep_freed_memory
 from training.backbones import Backbone
 from training.epochs import Checkpoint
-from training.finetune import Finetuned, Images, Record, finetune, unrecorded
+from training.finetune import Finetuned, Images, Record, Shelf, finetune, unrecorded
 from training.probe import Probe
 from training.recipes import Recipe
 from training.selection import Indexes
@@ -67,7 +67,8 @@ ANY: Final = Hardware()
 @dataclass(frozen=True, slots=True)
 class Job:
     """One training, for every process that takes part. `pixels` is a NumPy file, uint8 [P, S, S, 3]; `at` [N] says
-    which of them each image has. `hardware` is settled, `threads` are those of one machine."""
+    which of them each image has, `pool` [M] (in order) which ones trainings like this one will learn from, for those to
+    share what they compute once. `hardware` is settled, `threads` are those of one machine."""
 
     backbone: Backbone
     start: Probe | None
@@ -82,6 +83,7 @@ class Job:
     scratch: Path
     hardware: Hardware
     threads: int
+    pool: Indexes | None = None
 
 
 class Workplace:
@@ -91,6 +93,7 @@ class Workplace:
         self._fabrics: dict[Hardware, Any] = {}
         self._pixels: dict[Path, Pixels] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._shelf: tuple[Path, Shelf] | None = None
 
     def train(
         self,
@@ -115,7 +118,7 @@ class Workplace:
                 warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
                 return finetune(
                     job.backbone, job.start, train, train.none() if judged is None else judged, job.recipe,
-                    classes=job.classes, seed=job.seed, fabric=fabric, scratch=self._scratch(job), stage=job.stage,
+                    classes=job.classes, seed=job.seed, fabric=fabric, shelf=self._shelf_of(job), stage=job.stage,
                     checkpoint=checkpoint, progress=progress, record=record,
                 )  # fmt: skip
 
@@ -140,6 +143,15 @@ class Workplace:
         return self._fabrics[hardware]
 
     # --- what lies on the disk of each machine ---
+
+    def _shelf_of(self, job: Job) -> Shelf:
+        folder = self._scratch(job)
+        if job.pool is None:
+            return Shelf(folder)
+        if self._shelf is None or self._shelf[0] != job.pixels:
+            pool = Images(self._of(job.pixels), np.zeros(len(job.pool), np.int64), np.ones(len(job.pool)), job.pool)
+            self._shelf = (job.pixels, Shelf(folder, pool))
+        return self._shelf[1]
 
     def _scratch(self, job: Job) -> Path:
         return job.scratch if processes.place().machine == 0 or not processes.joined() else self._own_folder()

@@ -6,6 +6,7 @@ with and without it, and how good the end is with and without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -61,7 +62,9 @@ def judge(tried: Tried, labels: NDArray[np.int64]) -> Transfer:
         worse, better = worse or p_hurts < ALPHA, better or p_helps < ALPHA
         mine, final_scratch = _shared(best, tried.scratch, labels)
         to = float(min(mine.value, final_scratch.value))
-        arrival = first_reached(best, to, mine.value)
+        alone, _ = _shared(tried.alone, tried.scratch, labels)
+        with_transfer = (first_reached(tried.alone, to, alone.value), first_reached(best, to, mine.value))
+        arrival = min(with_transfer, key=lambda reached: math.inf if reached.seconds is None else reached.seconds)
         arrival_scratch = first_reached(tried.scratch, to, final_scratch.value)
         says.append(f"Time to {to:.1%}: with transfer {_when(arrival)}, from random weights {_when(arrival_scratch)}.")
         says.append(

@@ -4,7 +4,7 @@ batches that all processes of a training share."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,14 +12,16 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from perennial.images import Pixels
 from perennial.progress import IMAGES, Progress, Step
+from perennial.storage import sha256
 from training import processes
 from training.augment import random_views, whole_views
 from training.backbones import Backbone
+from training.front import Front
 from training.recipes import Recipe
 from training.selection import Indexes
 
@@ -63,61 +65,93 @@ class Batch:
     shared: bool
 
 
+class Shelf:
+    """Where views lie that several trainings share: those on images of one `pool`, which has every image that any of
+    them learns from. Each view is made when it is first asked for, of all of the pool. Without a pool, a training keeps
+    those of its own images there."""
+
+    def __init__(self, folder: Path, pool: Images | None = None) -> None:
+        self.folder, self.pool = folder, pool
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def places(self, train: Images) -> Indexes:
+        """Where in the pool each of these images is."""
+        if self.pool is None:
+            return np.arange(len(train))
+        assert self.pool.at is not None
+        assert train.at is not None
+        return np.searchsorted(self.pool.at, train.at)
+
+
 class Views:
     """Random views of the training images as they come out of the front: kept, where something is frozen and they fit,
     else computed each time.
 
-    Where several processes of a machine train together, each computes its share of what is kept, in one file.
+    Where several processes of a machine train together, each computes its share of what is kept, in files of all.
     """
 
     def __init__(
         self,
-        front: nn.Module,
+        front: Front,
         backbone: Backbone,
         recipe: Recipe,
         train: Images,
         fabric: Any,
-        path: Path,
+        shelf: Shelf,
         seed: int,
         progress: Progress,
         stage: str,
     ) -> None:
-        self._front, self._backbone, self._recipe, self._train, self._fabric = front, backbone, recipe, train, fabric
-        self.count = 0
-        if not len(train) or not any(True for _ in front.parameters()):
+        self._front, self._recipe, self._train, self._fabric = front, recipe, train, fabric
+        self._kept: list[Tensor] = []
+        if not len(train) or front.empty:
             return
-        random = torch.Generator().manual_seed(seed)
-        example = self._make(np.zeros(1, np.int64), random)[0]
-        size = example.nbytes * len(train)
-        self.count = min(MOST_VIEWS, recipe.epochs, _MOST_VIEW_BYTES // size)
-        if self.count < 2:
-            self.count = 0
+        self._pool, self._at = shelf.pool or train, shelf.places(train)
+        example = self._make(self._pool, np.zeros(1, np.int64), torch.Generator())[0]
+        count = min(MOST_VIEWS, recipe.epochs, _MOST_VIEW_BYTES // (example.nbytes * len(self._pool)))
+        if count < 2:
             return
-        shape = (self.count, len(train), *example.shape)
-        self._kept = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=example.dtype).view(shape)
-        here = processes.place()
-        blocks = [(view, start) for view in range(self.count) for start in range(0, len(train), _AT_ONCE)]
-        for turn, (view, start) in enumerate(blocks):
-            rows = np.arange(start, min(start + _AT_ONCE, len(train)))
-            if fabric.world_size == 1 or turn % here.local_world == here.local_rank:
-                self._kept[view, start : start + len(rows)] = self._make(rows, random).cpu()
-            else:  # another process makes it; what is random must go on as if it had been made here
-                random_views(torch.zeros(len(rows), 1, 1, 3, dtype=torch.uint8), 1, random, recipe.augmentation)
-            done = view * len(train) + start + len(rows)
-            progress(Step(f"{stage}: views", done, self.count * len(train), IMAGES))
-        processes.wait_for_all()
+        made_of = (backbone.name, backbone.weights_sha256, recipe.stages, recipe.image_size, recipe.augmentation, seed)
+        name = f"{sha256(repr(made_of).encode())[:16]}-{'own' if shelf.pool is None else 'shared'}"
+        self._kept = shelf.kept.setdefault(name, [])
+        first, each = len(self._kept), len(self._pool)
+
+        def done(images: int) -> None:
+            progress(Step(f"{stage}: views", images, (count - first) * each, IMAGES))
+
+        for view in range(first, count):
+            path, shape = shelf.folder / f"{name}-{view}", (each, *example.shape)
+            empty = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=example.dtype)
+            self._fill(empty.view(shape), seed * MOST_VIEWS + view, done, (view - first) * each)
+            self._kept.append(empty.view(shape))
+        if first < count:
+            processes.wait_for_all()
+        self._kept = self._kept[:count]
 
     def of(self, rows: NDArray[np.int64], random: torch.Generator, mine: slice) -> Tensor:
         """One view of each of these rows that are `mine`; what is random is drawn for all of them."""
-        if not self.count:
-            return self._make(rows, random, mine)
-        which = torch.randint(self.count, (len(rows),), generator=random)
-        return self._kept[which[mine], torch.from_numpy(rows[mine])]
+        if not self._kept:
+            return self._make(self._train, rows, random, mine)
+        which = torch.randint(len(self._kept), (len(rows),), generator=random)[mine].tolist()
+        return torch.stack([self._kept[view][at] for view, at in zip(which, self._at[rows[mine]], strict=True)])
 
-    def _make(self, rows: NDArray[np.int64], random: torch.Generator, mine: slice = slice(None)) -> Tensor:
-        recipe = self._recipe
-        views = random_views(self._train.seen(rows), recipe.image_size, random, recipe.augmentation)
-        return _through(self._front, self._backbone, views[mine], self._fabric)
+    def _fill(self, view: Tensor, seed: int, done: Callable[[int], None], before: int) -> None:
+        """One view of every image of the pool, a block at a time: the blocks are the same whoever asks."""
+        here, pool, random = processes.place(), self._pool, torch.Generator().manual_seed(seed)
+        for turn, start in enumerate(range(0, len(pool), _AT_ONCE)):
+            rows = np.arange(start, min(start + _AT_ONCE, len(pool)))
+            if self._fabric.world_size == 1 or turn % here.local_world == here.local_rank:
+                view[start : start + len(rows)] = self._make(pool, rows, random).cpu()
+            else:  # another process makes it; what is random must go on as if it had been made here
+                blank = torch.zeros(len(rows), 1, 1, 3, dtype=torch.uint8)
+                random_views(blank, 1, random, self._recipe.augmentation)
+            done(before + start + len(rows))
+
+    def _make(
+        self, images: Images, rows: NDArray[np.int64], random: torch.Generator, mine: slice = slice(None)
+    ) -> Tensor:
+        views = random_views(images.seen(rows), self._recipe.image_size, random, self._recipe.augmentation)
+        return self._front(views[mine])
 
 
 def batches(
@@ -150,12 +184,12 @@ def batches(
         )
 
 
-def whole_fronts(front: nn.Module, backbone: Backbone, images: Images, fabric: Any) -> Iterator[Tensor]:
+def whole_fronts(front: Front, backbone: Backbone, images: Images) -> Iterator[Tensor]:
     """The images out of the front, as they will be served, in batches."""
     size, kept = backbone.rule.crop, backbone.rule.crop / backbone.rule.resize
     for start in range(0, len(images), _AT_ONCE):
         rows = np.arange(start, min(start + _AT_ONCE, len(images)))
-        yield _through(front, backbone, whole_views(images.seen(rows), size, kept), fabric).cpu()
+        yield front(whole_views(images.seen(rows), size, kept)).cpu()
 
 
 def _share(size: int, fabric: Any) -> tuple[slice, float]:
@@ -165,13 +199,3 @@ def _share(size: int, fabric: Any) -> tuple[slice, float]:
     if size < world:
         return slice(None), 1.0 / size
     return slice(fabric.global_rank, None, world), world / size
-
-
-def _through(front: nn.Module, backbone: Backbone, views: Tensor, fabric: Any) -> Tensor:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255.0 for values in (backbone.mean, backbone.std))
-    images: Tensor = fabric.to_device(((views - mean) / std).contiguous(memory_format=torch.channels_last))
-    if not any(True for _ in front.parameters()):
-        return images
-    with torch.no_grad(), fabric.autocast():
-        seen: Tensor = front(images)
-    return seen

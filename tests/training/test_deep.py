@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
 from perennial.images import ImageLimits
@@ -87,3 +88,20 @@ def test_a_rung_is_timed_on_a_few_images_though_all_of_them_may_be_of_one_class(
     assert selection.folds is not None
     trainer.selection = replace(selection, learnt=selection.learnt[at], folds=selection.folds[at])
     assert trainer.expected_seconds(PARTIAL) > 0
+
+
+def test_learning_from_the_judged_rows_too_is_counted_and_given_up_for_want_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.selection.FEW", 30)
+    draw(tmp_path / "data", "square", (240, 240, 240), SQUARE, EACH)
+    draw(tmp_path / "data", "down", (240, 240, 240), DOWN, EACH)
+    trainer = trainer_of(tmp_path / "data", tmp_path)
+    rows = trainer.selection
+    assert len(trainer.final_rows) == len(rows.learnt) + len(rows.judged)
+    whole = trainer.expected_seconds(PARTIAL)
+    assert 0 < trainer.final_seconds(PARTIAL) < whole
+    trainer.keep_what_was_tried()
+    assert trainer.final_rows.tolist() == rows.learnt.tolist()
+    assert trainer.final_seconds(PARTIAL) == 0.0
+    assert trainer.expected_seconds(PARTIAL) < whole

@@ -5,7 +5,7 @@ import numpy as np
 from training.datasets import Row, Split
 from training.neighbours import neighbour_logits
 from training.probe import split_into_folds
-from training.selection import FEW, select
+from training.selection import FEW, SOME, select
 
 
 def rows(count: int, split: Split, classes: int = 3) -> list[Row]:
@@ -36,6 +36,14 @@ def test_many_rows_are_judged_by_the_validation_ones() -> None:
     ((fitted, judged),) = found.parts()
     assert {some[at].split for at in fitted} == {"train"}
     assert {some[at].split for at in judged} == {"validation"}
+    assert {some[at].split for at in found.final} == {"train", "validation"}
+    assert len(found.final) == FEW + 100
+
+
+def test_of_very_many_rows_the_validation_ones_are_not_needed() -> None:
+    some = rows(SOME, "train") + rows(100, "validation") + rows(10, "test")
+    found = select(some, labels(some), {}, seed=0)
+    assert {some[at].split for at in found.final} == {"train"}
 
 
 def test_one_image_a_class_cannot_be_cross_validated() -> None:

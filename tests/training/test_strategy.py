@@ -13,7 +13,7 @@ from perennial.errors import InvalidParameter
 from perennial.graph import Graph
 from perennial.images import ImageLimits
 from perennial.progress import Step
-from training import evaluate
+from training import evaluate, selection
 from training.datasets import LabelledImages, load
 from training.evidence import LEAST_GAIN, expected_gain
 from training.fit import FitRequest, fit
@@ -107,6 +107,24 @@ def test_a_rung_can_be_asked_for_and_its_graph_is_what_was_trained(
     # The embedding's axes are those of the trained network's own features.
     assert 0.2 < float(output.embedding.std(axis=0)[0]) < 3.0
     assert parquet.read_table(bundle.reference).num_rows == 30
+
+
+def test_of_more_images_what_is_kept_learns_from_the_validation_ones_in_the_end(
+    shape_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "FEW", 30)
+    bundle = fitted(shape_images, tmp_path, "partial")
+    ladder = ladder_of(bundle)
+    judged, learnt = len(shape_images.of("validation")), len(shape_images.of("train"))
+    assert ladder.selection == f"{judged} validation images"
+    assert f"{learnt} training images" in bundle.manifest.why
+    assert f"from the validation images as well, {learnt + judged} in all" in bundle.manifest.why
+    table = parquet.read_table(bundle.reference).to_pydict()
+    held_out = {digest for digest, out in zip(table["id"], table["held_out"], strict=True) if out}
+    assert held_out == {row.digest for row in shape_images.of("test")}
+    tried = next(rung for rung in ladder.rungs if rung.name == "partial")
+    assert tried.accuracy is not None
+    assert 0 < tried.epochs < 20  # of the recipe
 
 
 def test_without_time_the_probe_is_kept_and_what_was_not_tried_is_named(

@@ -60,7 +60,11 @@ def test_a_simple_model_suffices_only_if_it_is_about_as_good() -> None:
 def test_the_time_to_the_accuracy_that_both_reach_is_told() -> None:
     best = trial("partial", 190, curve=points(0.9, 0.95))
     scratch = trial("scratch", 170, curve=points(0.5, 0.7, 0.85))
-    found = judge(Tried(best, trial("linear_probe", 180), None, scratch, trial("simple", 100)), LABELS)
+    quick, slow = trial("linear_probe", 180, seconds=0.5), trial("linear_probe", 180, seconds=2.5)
+    of_the_probe = judge(Tried(best, quick, None, scratch, trial("simple", 100)), LABELS).arrival
+    assert of_the_probe is not None
+    assert (of_the_probe.epochs, of_the_probe.seconds) == (0, 0.5)  # whichever rung with transfer was there first
+    found = judge(Tried(best, slow, None, scratch, trial("simple", 100)), LABELS)
     assert found.to_accuracy == pytest.approx(0.85)
     assert found.arrival is not None
     assert (found.arrival.epochs, found.arrival.seconds) == (1, 1.0)
