@@ -108,6 +108,10 @@ class Trainer:
         rows = len(self.final_rows)
         return rows * self._recipe(name, rows).epochs * self._pace_of(name)[1]
 
+    def is_tried_short(self, name: str) -> bool:
+        """Will the network that is kept be trained for longer than the one that was tried?"""
+        return self._tried_epochs(name) is not None and name != SCRATCH
+
     def control_epochs(self, seconds: float) -> int:
         """How many epochs from scratch fit into so many seconds; 0 if too few to show anything."""
         learnt = len(self.selection.learnt)

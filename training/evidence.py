@@ -13,9 +13,10 @@ from perennial.bundle import Ladder, Rung, Signals, Transfer
 from training import price, transfer_verdict
 from training.backbone_ranking import adjusted_h_score
 from training.backbones import Backbone
+from training.calibrate import fit_temperature
 from training.features import Embedded
 from training.paired import difference
-from training.probe import log_loss
+from training.probe import log_loss, row_losses
 from training.resident import taken
 from training.rungs import KNN, LINEAR_PROBE, MAJORITY, NAMES, SCRATCH, SIMPLE, Trial
 from training.selection import Selection, evenly
@@ -51,11 +52,23 @@ class Evidence:
         mine, theirs = transfer_verdict.shared_rows(self.trials[name], self.trials[than], self.labels)
         return bool(mine.mean() > theirs.mean())
 
-    def is_clearly_worse(self, name: str, than: str) -> bool:
-        """Is the paired difference in accuracy more than one standard error?"""
+    def is_clearly_worse(self, name: str, than: str, errors: float = 1.0) -> bool:
+        """Is the other ahead, by more than so many standard errors of the paired difference in accuracy, or by more than
+        one in log loss? Each is calibrated first. Log loss tells more of the same images: how nearly every answer was
+        another."""
         mine, theirs = transfer_verdict.shared_rows(self.trials[name], self.trials[than], self.labels)
-        each = theirs.astype(np.float64) - mine
-        return float(each.mean()) > float(each.std()) / math.sqrt(len(each))
+        losses, others = self._losses(name, than)
+        return _ahead(theirs.astype(np.float64) - mine, errors) or _ahead(losses - others, 1.0)
+
+    def _losses(self, one: str, other: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Each one's on the rows that both have answered."""
+        _, first, second = np.intersect1d(self.trials[one].rows, self.trials[other].rows, return_indices=True)
+        calibrated = []
+        for name in (one, other):
+            trial = self.trials[name]
+            truth = self.labels[trial.rows].tolist()
+            calibrated.append(row_losses(trial.logits, truth, fit_temperature(trial.logits, truth)))
+        return calibrated[0][first], calibrated[1][second]
 
     def why(self, name: str, learnt: int) -> str:
         """Why this rung, in one sentence; `learnt` is how many images what is kept has learnt from."""
@@ -153,3 +166,7 @@ def expected_gain(error: float, images: int) -> float:
     """
     share = min(0.6, max(0.0, 0.25 * math.log10(max(1, images) / 100)))
     return error * share
+
+
+def _ahead(differences: NDArray[np.float64], errors: float) -> bool:
+    return float(differences.mean()) > errors * float(differences.std()) / math.sqrt(len(differences))

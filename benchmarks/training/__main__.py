@@ -42,7 +42,7 @@ from typing import Final
 from benchmarks.serving.summary import processor
 from benchmarks.training import draws, few_images, ladder, plot, time_to_accuracy, verdicts
 from benchmarks.training.fitting import Recipe
-from benchmarks.training.results import Sheet
+from benchmarks.training.results import Measurement, Sheet, read
 from benchmarks.transfer import RESULTS
 
 PARTS: Final = ("time", "few", "ladder", "verdicts")
@@ -109,8 +109,17 @@ def _few(sheet: Sheet, chosen: argparse.Namespace, data: Path, recipe: Recipe, f
 def _ladder(sheet: Sheet, chosen: argparse.Namespace, data: Path, recipe: Recipe, folder: Path, say: Say) -> None:
     ladder.measure(
         sheet, data, recipe, folder, tasks=_tasks(chosen, "ladder"), methods=_methods(chosen, "ladder"),
-        seeds=_seeds(chosen, "ladder"), reuse=chosen.reuse_auto, say=say,
+        seeds=_seeds(chosen, "ladder"), reuse=chosen.reuse_auto, known=_measured_of_few(sheet, chosen), say=say,
     )  # fmt: skip
+
+
+def _measured_of_few(sheet: Sheet, chosen: argparse.Namespace) -> list[Measurement]:
+    """The rows of part `few` beside it, where they were measured with the same packages on the same hardware."""
+    path = plot.file_of(chosen.out, "few")
+    if not (chosen.write and chosen.reuse_auto and path.is_file()):
+        return []
+    rows, about = read(path)
+    return rows if about == sheet.about else []
 
 
 def _verdicts(sheet: Sheet, chosen: argparse.Namespace, data: Path, recipe: Recipe, folder: Path, say: Say) -> None:
@@ -181,7 +190,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=25, help="of the tutorial")
     parser.add_argument("--fastai-epochs", type=numbers, default=[4], metavar="N[,N]", help="what fine_tune is given")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help="runs the peers")
-    parser.add_argument("--reuse-auto", action="store_true", help="ladder: what auto kept is not trained again by name")
+    parser.add_argument(
+        "--reuse-auto",
+        action="store_true",
+        help="ladder: what auto kept is not trained again by name, nor what part few measured of the same draws",
+    )
     parser.add_argument("--most", type=int, metavar="IMAGES", help="use so many a class and split: to try it out")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, 10 images; written only with --out")
     parser.add_argument("--resume", action="store_true", help="go on with the rows that are in the CSV files")

@@ -33,6 +33,7 @@ def measure(
     methods: Sequence[str],
     seeds: int,
     reuse: bool,
+    known: Sequence[Measurement] = (),
     say: Callable[[str], None],
 ) -> None:
     """All trainings share one feature cache.
@@ -40,11 +41,17 @@ def measure(
     Args:
         reuse: where `auto` kept a rung, take its accuracy for the one of that rung by name as well (same draw, seed and
             recipe); the row's note says so.
+        known: what another part measured of the same draws, with the same seeds and recipe, is not measured again.
     """
     for task in tasks:
         for seed in range(seeds):
             for method in methods:
                 if sheet.has(task, method, seed):
+                    continue
+                found_before = [row for row in known if (row.task, row.method, row.seed) == (task, method, seed)]
+                if found_before:
+                    sheet.add(found_before)
+                    say(f"{task}, seed {seed}, {method}: as measured before")
                     continue
                 kept = _kept(sheet, task, method, seed) if reuse else []
                 if kept:

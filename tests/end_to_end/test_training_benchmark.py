@@ -206,10 +206,11 @@ def test_domains_are_scored_apart_by_the_finished_graph(recipe: Recipe, test_dat
 def test_what_auto_kept_need_not_be_trained_again(recipe: Recipe, test_data: Path, tmp_path: Path) -> None:
     sheet = sheet_of(*whole("hymenoptera-20", "auto", 0, 0.9, note="linear_probe"))
     ladder.measure(
-        sheet, test_data, recipe, tmp_path, tasks=["hymenoptera-20"], methods=["auto", "linear_probe"], seeds=1,
-        reuse=True, say=str,
+        sheet, test_data, recipe, tmp_path, tasks=["hymenoptera-20"], methods=["auto", "linear_probe", "partial"],
+        seeds=1, reuse=True, known=whole("hymenoptera-20", "partial", 0, 0.8), say=str,
     )  # fmt: skip
     assert results.values(sheet.rows, "hymenoptera-20", "linear_probe") == [0.9]
+    assert results.values(sheet.rows, "hymenoptera-20", "partial") == [0.8]
     assert not any(tmp_path.iterdir()), "nothing was trained"
 
 
