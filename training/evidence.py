@@ -53,9 +53,9 @@ class Evidence:
         return bool(mine.mean() > theirs.mean())
 
     def is_clearly_worse(self, name: str, than: str, errors: float = 1.0) -> bool:
-        """Is the other ahead, by more than so many standard errors of the paired difference in accuracy, or by more than
-        one in log loss? Each is calibrated first. Log loss tells more of the same images: how nearly every answer was
-        another."""
+        """Is the other ahead, by more than so many standard errors of the paired difference in accuracy, or by more
+        than one in log loss? Each is calibrated first. Log loss tells more of the same images: how nearly every answer
+        was another."""
         mine, theirs = transfer_verdict.shared_rows(self.trials[name], self.trials[than], self.labels)
         losses, others = self._losses(name, than)
         return _ahead(theirs.astype(np.float64) - mine, errors) or _ahead(losses - others, 1.0)
