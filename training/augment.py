@@ -34,16 +34,17 @@ class Augmentation:
     smallest: float = 0.5
     mirror: bool = True
     light: float = 0.2
-    gray: float = 0.3
-    tone: float = 0.4
-    texture: float = 0.3
+    gray: float = 0.0
+    tone: float = 0.0
+    texture: float = 0.0
 
     def plain_tones(self) -> Augmentation:
         """The same, with colours, tones and textures left as they are."""
         return replace(self, gray=0.0, tone=0.0, texture=0.0)
 
 
-DEFAULT: Final = Augmentation()
+#: What networks are fine-tuned on.
+DEFAULT: Final = Augmentation(gray=0.3, tone=0.4, texture=0.3)
 
 
 def random_views(pixels: Tensor, size: int, random: torch.Generator, how: Augmentation) -> Tensor:

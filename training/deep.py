@@ -39,7 +39,7 @@ from training.views import MOST_VIEWS
 
 FOLDS: Final = 2  # of the cross-validation that a deep rung is tried on: each costs a whole training
 _FOLD_SHARE: Final = 0.8  # of the rows, that a fold learns from
-_TRIED_SHARE: Final = 1 / 2  # of the epochs, that a rung is tried for where the one that is kept is trained anew
+_TRIED_SHARE: Final = 0.4  # of the epochs, that a rung is tried for where the one that is kept is trained anew
 _LOOKED_AT: Final = 100  # images, in a mirror and in other tones
 _FITTED_ON: Final = 300
 _TIMED_IMAGES: Final = 64

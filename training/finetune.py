@@ -115,7 +115,7 @@ def finetune(
         head = _head(start, classes, backbone.width)
         network = nn.Sequential(back, head)
         groups.append({"params": list(head.parameters()), "lr": recipe.learning_rate})
-        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
         for group in optimizer.param_groups:
             group["full"] = group["lr"]
         model, optimizer = fabric.setup(network, optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from training.augment import Augmentation, random_views, toned_views
+from training.augment import DEFAULT, Augmentation, random_views, toned_views
 
 _STILL = Augmentation(smallest=1.0, mirror=False, light=0.0, gray=0.0, tone=0.0, texture=0.0)
 
@@ -20,8 +20,8 @@ def _views(how: Augmentation, pixels: torch.Tensor) -> torch.Tensor:
 
 def test_without_gray_and_tone_views_are_what_they_were_and_their_crops_are_those_with_them() -> None:
     pixels = _photos(400)
-    plain = _views(Augmentation().plain_tones(), pixels)
-    changed = _views(Augmentation(), pixels)
+    plain = _views(DEFAULT.plain_tones(), pixels)
+    changed = _views(DEFAULT, pixels)
 
     same = (plain == changed).flatten(1).all(dim=1)
     assert 0.2 < float(same.float().mean()) < 0.4  # .7 of .6 of .7 of them

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from perennial.images import ImageLimits
 from training import backbones, datasets, features
-from training.augment import Augmentation
+from training.augment import DEFAULT, Augmentation
 from training.deep import Trainer
 from training.rungs import PARTIAL
 from training.selection import select
@@ -60,7 +60,7 @@ def test_shapes_are_learnt_in_every_tone_and_in_a_mirror(tmp_path: Path) -> None
     draw(tmp_path / "data", "square", (240, 240, 240), SQUARE, EACH)
     draw(tmp_path / "data", "down", (240, 240, 240), DOWN, EACH)
     found = augmentation(tmp_path / "data", tmp_path)
-    assert found == Augmentation()
+    assert found == DEFAULT
 
 
 def test_where_colour_is_all_there_is_colours_and_tones_stay(tmp_path: Path) -> None:
