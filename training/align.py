@@ -18,8 +18,8 @@ seven, and to .16 on one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,9 +32,11 @@ from perennial.errors import InvalidParameter
 from perennial.images import Pixels
 from training.backbones import Backbone, normalised
 from training.probe import never_negative
+from training.resident import blocks
 from training.weights_file import digest_of
 
 Floats = NDArray[np.float32]
+Blocks = Iterator[tuple[int, Floats]]
 
 #: Fewer images than this say too little about where they come from.
 FEWEST: Final = 20
@@ -113,19 +115,9 @@ def coral(source: Floats, target: Floats, *, shrinkage: float = _SHRINKAGE) -> F
     Raises:
         InvalidParameter: they have different widths, or there are too few rows.
     """
-    if source.shape[1] != target.shape[1]:
-        raise InvalidParameter(f"the source has {source.shape[1]} features and the target {target.shape[1]}")
-    fewest = min(len(source), len(target))
-    if fewest < FEWEST:
-        raise InvalidParameter(f"{fewest} images are too few to align; give {FEWEST} or, better, some hundreds")
-    rows, others = source.astype(np.float64), target.astype(np.float64)
-    # The map T is symmetric with T C T = C'. With C = L L^T: T = L^-T (L^T C' L)^1/2 L^-1.
-    lower = np.linalg.cholesky(_covariance(rows, shrinkage))
-    values, vectors = np.linalg.eigh(lower.T @ _covariance(others, shrinkage) @ lower)
-    half = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    left = solve_triangular(lower, half, lower=True, trans="T")
-    mapping = solve_triangular(lower, left.T, lower=True, trans="T")
-    aligned: Floats = ((rows - rows.mean(axis=0)) @ mapping + others.mean(axis=0)).astype(np.float32)
+    aligned = np.empty(source.shape, np.float32)
+    for start, block in _aligned(lambda: blocks(source), lambda: blocks(target), shrinkage):
+        aligned[start : start + len(block)] = block
     return aligned
 
 
@@ -144,18 +136,69 @@ def aligned_to(features: Floats, at: NDArray[np.int64], target: Floats) -> tuple
         InvalidParameter: there are too few rows.
     """
     root = never_negative(features) and never_negative(target)
-    source, other = (np.sqrt(rows) if root else rows for rows in (features[at], target))
+
+    def seen(parts: Blocks) -> Blocks:
+        return ((start, np.sqrt(block)) for start, block in parts) if root else parts
+
     found = np.full(features.shape, np.nan, np.float32)
-    found[at] = coral(source, other)
+    for start, block in _aligned(lambda: seen(blocks(features, at)), lambda: seen(blocks(target)), _SHRINKAGE):
+        found[at[start : start + len(block)]] = block
     return found, root
 
 
-def _covariance(rows: NDArray[np.float64], shrinkage: float) -> NDArray[np.float64]:
-    found = np.cov(rows, rowvar=False)
-    variances = np.diag(found).copy()
-    found *= 1.0 - shrinkage
-    found[np.diag_indices_from(found)] = variances + _FLOOR * variances.mean() + 1e-12
-    return np.asarray(found)
+def _aligned(source: Callable[[], Blocks], target: Callable[[], Blocks], shrinkage: float) -> Blocks:
+    """The source's blocks, mapped onto the target's mean and covariance; both are gone through more than once."""
+    own, other = _moments(source()), _moments(target())
+    if len(own.mean) != len(other.mean):
+        raise InvalidParameter(f"the source has {len(own.mean)} features and the target {len(other.mean)}")
+    fewest = min(own.rows, other.rows)
+    if fewest < FEWEST:
+        raise InvalidParameter(f"{fewest} images are too few to align; give {FEWEST} or, better, some hundreds")
+    # The map T is symmetric with T C T = C'. With C = L L^T: T = L^-T (L^T C' L)^1/2 L^-1.
+    lower = np.linalg.cholesky(own.covariance(shrinkage))
+    values, vectors = np.linalg.eigh(lower.T @ other.covariance(shrinkage) @ lower)
+    half = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    left = solve_triangular(lower, half, lower=True, trans="T")
+    mapping = solve_triangular(lower, left.T, lower=True, trans="T")
+    for start, block in source():
+        yield start, ((block - own.mean) @ mapping + other.mean).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """`rows` rows' `mean` [D] and `products` [D, D], the sum of the outer products of their differences from `origin`
+    [D]."""
+
+    rows: int
+    mean: NDArray[np.float64]
+    products: NDArray[np.float64]
+    origin: NDArray[np.float64]
+
+    def covariance(self, shrinkage: float) -> NDArray[np.float64]:
+        off = self.mean - self.origin
+        found = (self.products - self.rows * np.outer(off, off)) / (self.rows - 1)
+        variances = np.diag(found).copy()
+        found *= 1.0 - shrinkage
+        found[np.diag_indices_from(found)] = variances + _FLOOR * variances.mean() + 1e-12
+        return np.asarray(found)
+
+
+def _moments(parts: Blocks) -> _Moments:
+    """In one go, so that no more than a block is in memory as float64. Differences are taken from the first block's
+    mean: products of the numbers themselves would lose digits where the mean is far from zero."""
+    rows, total, products, origin = 0, None, None, np.empty(0)
+    for _, block in parts:
+        values = block.astype(np.float64)
+        if total is None or products is None:
+            origin = values.mean(axis=0)
+            total, products = np.zeros_like(origin), np.zeros((len(origin), len(origin)))
+        values -= origin
+        rows += len(values)
+        total += values.sum(axis=0)
+        products += values.T @ values
+    if total is None or products is None:
+        return _Moments(0, origin, np.empty((0, 0)), origin)
+    return _Moments(rows, origin + total / rows, products, origin)
 
 
 def _statistics(layer: Any) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from perennial.bundle import CurvePoint
@@ -21,29 +20,26 @@ from perennial.images import ImageLimits, InputRule, Pixels
 from perennial.progress import Progress, Step, silent
 from perennial.storage import sha256
 from training import backbones, embedder, processes
-from training.augment import DEFAULT, Augmentation, toned_views
+from training.augment import Augmentation
 from training.backbones import Backbone
 from training.epochs import Checkpoint
+from training.fair_views import Sight, fair_views
 from training.features import Embedded
 from training.finetune import HEAD_PENALTY, Finetuned, Images
-from training.paired import mcnemar
 from training.pixels import mapped_pixels
 from training.probe import Floats, Probe, fixed_probe
 from training.recipes import Recipe, recipe, takes_one_size
 from training.resident import taken
 from training.run_log import Log, log_epoch, unlogged
 from training.rungs import FULL, PARTIAL, SCRATCH, Trial
-from training.selection import Indexes, Selection, evenly
+from training.selection import Indexes, Selection
 from training.together import ANY, Hardware, Job, Workplace
 from training.views import MOST_VIEWS
 
 FOLDS: Final = 2  # of the cross-validation that a deep rung is tried on: each costs a whole training
 _FOLD_SHARE: Final = 0.8  # of the rows, that a fold learns from
 _TRIED_SHARE: Final = 0.4  # of the epochs, that a rung is tried for where the one that is kept is trained anew
-_LOOKED_AT: Final = 100  # images, in a mirror and in other tones
-_FITTED_ON: Final = 300
 _TIMED_IMAGES: Final = 64
-_ALPHA: Final = 0.05
 _CONTROL_SIZE: Final = 96  # pixels a side for the control from scratch: it learns faster on small images
 _FEWEST_CONTROL_EPOCHS: Final = 5
 _STAGES: Final = {
@@ -240,9 +236,12 @@ class Trainer:
         return max(0.0, first - epoch) / (2 * _TIMED_IMAGES), epoch / _TIMED_IMAGES
 
     def _start(self, fitted: Indexes) -> Probe:
+        return self._probe(taken(self.embedded.features, fitted), fitted)
+
+    def _probe(self, features: Floats, rows: Indexes) -> Probe:
         return fixed_probe(
-            taken(self.embedded.features, fitted), self.labels[fitted].tolist(), self.weights[fitted].tolist(),
-            self.classes, HEAD_PENALTY, root=False, overwrite=True,
+            features, self.labels[rows].tolist(), self.weights[rows].tolist(), self.classes, HEAD_PENALTY,
+            root=False, overwrite=True,
         )  # fmt: skip
 
     def _from_scratch(self, size: int) -> Backbone:
@@ -253,27 +252,10 @@ class Trainer:
         return replace(random, rule=rule, mean=mine.mean, std=mine.std)
 
     def augmentation(self) -> Augmentation:
-        """Mirror images are views only where they still are what they were, which those of letters and digits are not:
-        a probe must not be measurably worse on them. Views in other tones are used only where they still tell the
-        classes apart, which they do not where colour is all there is: a probe of such views must not be measurably
-        worse on them than one of the images is on images (McNemar's exact test, 5 %)."""
+        """The views that are fair for these images."""
         if self._augmentation is None:
-            fitted, judged = next(self.selection.parts())
-            few, some = evenly(fitted, _FITTED_ON), evenly(judged, _LOOKED_AT)
-            truth = self.labels[some]
-            probe = self._start(fitted)
-            plain = probe.logits(taken(self.embedded.features, some)).argmax(axis=1) == truth
-            mirrored = probe.logits(self.features(self.backbone, some, _mirrored)).argmax(axis=1) == truth
-            fair = DEFAULT if not _worse(mirrored, plain) else replace(DEFAULT, mirror=False)
-            if len(np.unique(self.labels[few])) < self.classes:
-                self._augmentation = fair.plain_tones()
-                return self._augmentation
-            learnt = self.labels[few].tolist(), self.weights[few].tolist(), self.classes, HEAD_PENALTY
-            probe = fixed_probe(taken(self.embedded.features, few), *learnt, root=False)
-            plain = probe.logits(taken(self.embedded.features, some)).argmax(axis=1) == truth
-            probe = fixed_probe(self.features(self.backbone, few, _toned), *learnt, root=False)
-            toned = probe.logits(self.features(self.backbone, some, _toned)).argmax(axis=1) == truth
-            self._augmentation = fair.plain_tones() if _worse(toned, plain) else fair
+            sight = Sight(self.embedded.features, partial(self.features, self.backbone), self._probe)
+            self._augmentation = fair_views(sight, self.labels, self.classes, *next(self.selection.parts()))
         return self._augmentation
 
     def _views_of(self, name: str) -> Augmentation:
@@ -314,19 +296,6 @@ class Trainer:
             self._started = True
             self.progress(Step("starting the trainer", 1, 1))
         return self._hardware
-
-
-def _mirrored(pixels: Pixels) -> Pixels:
-    return pixels[:, :, ::-1]
-
-
-def _toned(pixels: Pixels) -> Pixels:
-    return toned_views(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
-
-
-def _worse(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
-    """Is the first measurably less often right?"""
-    return mcnemar(int((one & ~other).sum()), int((other & ~one).sum())) < _ALPHA
 
 
 def _mean_curve(curves: list[tuple[CurvePoint, ...]]) -> tuple[CurvePoint, ...]:

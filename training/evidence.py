@@ -52,13 +52,24 @@ class Evidence:
         mine, theirs = transfer_verdict.shared_rows(self.trials[name], self.trials[than], self.labels)
         return bool(mine.mean() > theirs.mean())
 
-    def is_clearly_worse(self, name: str, than: str, errors: float = 1.0) -> bool:
-        """Is the other ahead, by more than so many standard errors of the paired difference in accuracy, or by more
-        than one in log loss? Each is calibrated first. Log loss tells more of the same images: how nearly every answer
-        was another."""
+    def is_behind(self, name: str, than: str) -> bool:
+        """Is the other ahead both in accuracy and in calibrated log loss, by however little?"""
+        accuracies, losses = self._behind_by(name, than)
+        return bool(accuracies.mean() > 0.0 and losses.mean() > 0.0)
+
+    def is_clearly_worse(self, name: str, than: str) -> bool:
+        """Is the other ahead, in accuracy or in log loss, by more than a standard error of the paired difference? Each
+        is calibrated first. Log loss tells more of the same images: how nearly every answer was another."""
+        return any(
+            float(behind.mean()) > float(behind.std()) / math.sqrt(len(behind))
+            for behind in self._behind_by(name, than)
+        )
+
+    def _behind_by(self, name: str, than: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """In accuracy and in log loss, row by row; positive where the other is ahead."""
         mine, theirs = transfer_verdict.shared_rows(self.trials[name], self.trials[than], self.labels)
         losses, others = self._losses(name, than)
-        return _ahead(theirs.astype(np.float64) - mine, errors) or _ahead(losses - others, 1.0)
+        return theirs.astype(np.float64) - mine, losses - others
 
     def _losses(self, one: str, other: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Each one's on the rows that both have answered."""
@@ -166,7 +177,3 @@ def expected_gain(error: float, images: int) -> float:
     """
     share = min(0.6, max(0.0, 0.25 * math.log10(max(1, images) / 100)))
     return error * share
-
-
-def _ahead(differences: NDArray[np.float64], errors: float) -> bool:
-    return float(differences.mean()) > errors * float(differences.std()) / math.sqrt(len(differences))

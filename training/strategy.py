@@ -244,8 +244,12 @@ class _Ladder:
         served = [name for name in (LINEAR_PROBE, PARTIAL, FULL, SCRATCH) if name in self.found.trials]
         best = max(served, key=lambda name: self.found.share(self.found.trials[name]))
         # Tried for fewer epochs, on fewer images, than what is kept: to be ahead like that is enough.
-        errors = 0.0 if best in _DEEP and self._deep().is_tried_short(best) else 1.0
-        return next(name for name in served if name == best or not self.found.is_clearly_worse(name, best, errors))
+        short = best in _DEEP and self._deep().is_tried_short(best)
+
+        def worse(name: str) -> bool:
+            return self.found.is_clearly_worse(name, best) or (short and self.found.is_behind(name, best))
+
+        return next(name for name in served if name == best or not worse(name))
 
     def _kept(self, name: str, probe: Probe, transfer: Transfer | None) -> Chosen:
         trial = self.found.trials[name]

@@ -43,7 +43,15 @@ def test_a_rung_is_clearly_worse_by_more_than_a_standard_error_of_accuracy() -> 
     assert not evidence(trial(LINEAR_PROBE, 370, 3.0), trial(PARTIAL, 370, 3.0)).is_clearly_worse(LINEAR_PROBE, PARTIAL)
     near = evidence(trial(LINEAR_PROBE, 370, 3.0), other_rows_right(trial(PARTIAL, 370, 3.0)))
     assert not near.is_clearly_worse(LINEAR_PROBE, PARTIAL)
-    assert near.is_clearly_worse(LINEAR_PROBE, PARTIAL, errors=0.0)  # it is ahead, if only by a row
+
+
+def test_a_rung_is_behind_if_another_is_ahead_in_accuracy_and_in_log_loss() -> None:
+    probe, other = trial(LINEAR_PROBE, 370, 3.0), trial(PARTIAL, 371, 3.0)
+    assert evidence(probe, other).is_behind(LINEAR_PROBE, PARTIAL)
+    assert not evidence(probe, other).is_behind(PARTIAL, LINEAR_PROBE)
+    blurred = other.logits.copy()
+    blurred[:370:3] *= 0.1  # one more is right, and of many it is less sure
+    assert not evidence(probe, replace(other, logits=blurred)).is_behind(LINEAR_PROBE, PARTIAL)
 
 
 def test_of_equal_accuracy_it_is_worse_if_its_answers_are_less_apart() -> None:

@@ -13,13 +13,15 @@ from perennial.errors import InvalidParameter
 from perennial.graph import Graph
 from perennial.images import ImageLimits
 from perennial.progress import Step
-from training import evaluate, selection
+from training import deep, evaluate, recipes, selection
+from training.backbones import Backbone
 from training.datasets import LabelledImages, load
 from training.evidence import LEAST_GAIN, expected_gain
 from training.fit import FitRequest, fit
 from training.rungs import NAMES
 
 FIXED_SIZE = 64
+SHORT = 4  # epochs, where a test asks what is done and not how well
 
 
 def fitted(
@@ -42,9 +44,18 @@ def ladder_of(bundle: Bundle) -> Ladder:
     return bundle.manifest.ladder
 
 
+def train_shortly(patch: pytest.MonkeyPatch) -> None:
+    def short(name: str, images: int, backbone: Backbone, epochs: int | None = None) -> recipes.Recipe:
+        return recipes.recipe(name, images, backbone, min(epochs or SHORT, SHORT))
+
+    patch.setattr(deep, "recipe", short)
+
+
 @pytest.fixture(scope="module")
 def climbed(shape_images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return fitted(shape_images, tmp_path_factory.mktemp("auto"), "auto", budget=100.0)
+    with pytest.MonkeyPatch.context() as patch:
+        train_shortly(patch)
+        return fitted(shape_images, tmp_path_factory.mktemp("auto"), "auto", budget=100.0)
 
 
 def test_auto_tries_the_rungs_in_order_and_says_what_it_found(climbed: Bundle) -> None:
@@ -86,8 +97,9 @@ def test_auto_gives_the_three_indicators_of_transfer(climbed: Bundle) -> None:
 
 @pytest.mark.parametrize("strategy", ["partial", "scratch"])
 def test_a_rung_can_be_asked_for_and_its_graph_is_what_was_trained(
-    strategy: str, shape_images: LabelledImages, tmp_path: Path
+    strategy: str, shape_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    train_shortly(monkeypatch)
     steps: list[Step] = []
     bundle = fitted(shape_images, tmp_path, strategy, budget=0.001, steps=steps)  # a budget binds auto only
     manifest = bundle.manifest
