@@ -156,6 +156,8 @@ def test_more_images_and_more_errors_promise_more_of_fine_tuning() -> None:
     assert expected_gain(0.04, 243) < LEAST_GAIN < expected_gain(0.2, 243)
     assert expected_gain(0.08, 1300) > expected_gain(0.08, 500) > LEAST_GAIN
     assert expected_gain(0.1, 10**9) <= 0.06
+    assert expected_gain(0.024, 1170) < LEAST_GAIN  # of photos: what is left is not learnt
+    assert expected_gain(0.005, 10**9) == 0.0
 
 
 def test_a_probe_is_aligned_to_unlabelled_images_and_says_so(
