@@ -243,7 +243,7 @@ class _Ladder:
         """The cheapest rung that is as good as the best, among those that can be served."""
         served = [name for name in (LINEAR_PROBE, PARTIAL, FULL, SCRATCH) if name in self.found.trials]
         best = max(served, key=lambda name: self.found.share(self.found.trials[name]))
-        # Tried for fewer epochs, on fewer images, than what is kept: to be ahead like that is enough.
+        # Tried for fewer epochs, on fewer images, than what is kept: to be ahead in both like that is enough.
         short = best in _DEEP and self._deep().is_tried_short(best)
 
         def worse(name: str) -> bool:
