@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+# Processes that `make test` uses. Each needs up to 3 GB; servers under test have processes of their own besides.
+WORKERS ?= 2
 
 .PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
         constraints clean
@@ -25,7 +27,7 @@ demo: $(STAMP)   ## the whole loop, live: train, serve, drift, retrain, swap, ro
 	$(BIN)/perennial demo
 
 test: $(STAMP)   ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .

@@ -46,8 +46,8 @@ def train(
     strategy: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|linear_probe|partial|full|scratch",
-            help="How the backbone is adapted: auto climbs from the cheapest to the dearest while it pays.",
+            metavar="auto|majority|simple|knn|linear_probe|partial|full|scratch",
+            help="The rung of the ladder: auto climbs from the cheapest to the dearest while it pays.",
         ),
     ] = None,
     budget: Annotated[

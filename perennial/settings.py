@@ -48,10 +48,12 @@ class TrainSettings(Section):
         description="`default` (torchvision's own, downloaded by torchvision), `builtin` (ships with Perennial), "
         "`none` (random, on purpose), or the path of a local `.pth` or `.safetensors` file.",
     )
-    strategy: Literal["auto", "linear_probe", "partial", "full", "scratch"] = Field(
+    strategy: Literal["auto", "majority", "simple", "knn", "linear_probe", "partial", "full", "scratch"] = Field(
         "auto",
-        description="How the backbone is adapted. `auto` climbs the ladder and picks; `linear_probe` trains only a new "
-        "head; `partial` the last stages as well, `full` every layer, `scratch` the same network from random weights.",
+        description="The rung of the ladder. `auto` climbs and picks; `majority` always says the commonest class, "
+        "`simple` is a linear model on colours and tiny pixels without any network, `knn` asks the most similar "
+        "training images; `linear_probe` trains only a new head, `partial` the last stages as well, `full` every "
+        "layer, `scratch` the same network from random weights.",
     )
     budget: float = Field(
         300.0, gt=0, description="Seconds that `auto` may spend on choosing; a strategy asked for is not bound by it."

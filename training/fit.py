@@ -51,7 +51,7 @@ from training.label_errors import LabelError, likely_label_errors
 from training.reference import dataset_table, reference_table
 from training.report import render
 from training.run_log import Log, unlogged
-from training.rungs import LINEAR_PROBE, MAJORITY, SIMPLE
+from training.rungs import LINEAR_PROBE, MAJORITY, NAMES, SIMPLE
 from training.strategy import AUTO, STRATEGIES, Chosen, Climb
 from training.together import ANY, Hardware
 
@@ -323,12 +323,13 @@ def _manifest(
 
 
 def _priced(ladder: Ladder, certificates: dict[str, Certificate]) -> Ladder:
-    """With what an answer of the network takes, as measured on its graph; every rung that has the network shares it."""
+    """With what an answer takes, as measured on the graph; every rung that has the same network shares it."""
     took = 1000.0 / certificates[FLOAT32].images_per_second
+    without = (MAJORITY, SIMPLE) if ladder.chosen != SIMPLE else tuple(name for name in NAMES if name != SIMPLE)
     return ladder.model_copy(
         update={
             "rungs": tuple(
-                rung if rung.name in (MAJORITY, SIMPLE) else rung.model_copy(update={"milliseconds": round(took, 3)})
+                rung if rung.name in without else rung.model_copy(update={"milliseconds": round(took, 3)})
                 for rung in ladder.rungs
             )
         }

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from training.probe import Floats, never_negative
 from training.resident import Indexes, blocks
 
 MOST: Final = 5
+#: Rows that are compared with; of more, so many: a graph holds them all, 100 MB at 1,280 features.
+KNOWN: Final = 20_000
 _SHARPNESS: Final = 0.07  # the temperature of the votes (Wu et al., CVPR 2018)
 _AT_ONCE: Final = 512
 _LEAST: Final = 1e-3  # the share of the votes that all classes get alike
@@ -51,6 +55,30 @@ def neighbour_logits(
         found_votes[part] = np.einsum("mk,mkc->mc", weights, votes[nearest[number]])
     shares = found_votes / found_votes.sum(axis=1, keepdims=True)
     return np.asarray(np.log((1 - _LEAST) * shares + _LEAST / classes))
+
+
+class NeighbourVotes(nn.Module):
+    """The same as a head that can be exported, with the rows that it compares with inside.
+
+    `forward`: features [M, D] -> logarithms of shares [M, K].
+    """
+
+    known: Tensor
+    votes: Tensor
+
+    def __init__(self, train: Floats, labels: Sequence[int], classes: int, k: int = MOST) -> None:
+        super().__init__()
+        self.root, self.k, self.classes = never_negative(train), min(k, len(train)), classes
+        self.register_buffer("known", torch.from_numpy(_directions(train, self.root)))
+        self.register_buffer("votes", torch.eye(classes)[torch.tensor(labels)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        values = features.clamp(min=0.0).sqrt() if self.root else features
+        directions = values / values.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+        alike, nearest = torch.topk(directions @ self.known.T, self.k, dim=1)
+        weights = torch.softmax(alike / _SHARPNESS, dim=1)
+        shares = (weights.unsqueeze(2) * self.votes[nearest]).sum(dim=1)
+        return torch.log((1 - _LEAST) * shares + _LEAST / self.classes)
 
 
 def _most_alike(likeness: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from perennial.bundle import Bundle, fetch_bundle
+from perennial.bundle import Bundle, Manifest, fetch_bundle
 from perennial.errors import InvalidSettings, LedgerUnavailable
 from perennial.images import ImageLimits
 from perennial.ledger import EventKind, checks, deployments, events, leases, models
@@ -32,6 +32,8 @@ from training.material import Material, combine, original_data, pinned_rows
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
 from training.paired import fewest_rows
 from training.publish import publish
+from training.rungs import SIMPLE
+from training.strategy import AUTO
 from training.together import Hardware
 
 Outcome = Literal["promoted", "refused", "waiting", "nothing_to_do"]
@@ -193,7 +195,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             name=manifest.name,
             backbone=manifest.backbone,
             weights=manifest.pretrained.source,
-            strategy=manifest.strategy,
+            strategy=next_strategy(manifest),
             image_size=manifest.input.crop,
             seed=manifest.seed,
             threads=settings.train.threads,
@@ -243,6 +245,12 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         skipped=captures.skipped + fitted.skipped,
         seconds=time.monotonic() - began,
     )
+
+
+def next_strategy(manifest: Manifest) -> str:
+    """The champion's. Where `auto` found that no network was needed it is asked again: of today's images one may be."""
+    by_auto = manifest.ladder is not None and manifest.ladder.signals is not None
+    return AUTO if by_auto and manifest.strategy == SIMPLE else manifest.strategy
 
 
 def _settle(

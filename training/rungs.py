@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perennial.bundle import CurvePoint
-from training.neighbours import neighbour_logits
+from training.neighbours import KNOWN, NeighbourVotes, neighbour_logits
 from training.probe import Floats, Probe, cross_validated_probe, linear_probe
 from training.resident import taken
 from training.selection import Indexes, Selection, evenly
@@ -53,16 +53,28 @@ def majority(labels: NDArray[np.int64], selection: Selection, classes: int) -> T
     return Trial(MAJORITY, selection.judged, np.tile(logits, (len(selection.judged), 1)), 0.0)
 
 
+def majority_head(trial: Trial, width: int) -> Probe:
+    """The same as a head on features [N, `width`], none of which it looks at."""
+    logits = trial.logits[0].astype(np.float32)
+    return Probe(np.zeros((len(logits), width), np.float32), logits, 0.0, {}, 0.0)
+
+
 def nearest(features: Floats, labels: NDArray[np.int64], selection: Selection, classes: int) -> Trial:
     """Nearest neighbours, asked about 5,000 rows at most: all of 15,000 would take a minute to say the same within a
     point."""
     began = time.perf_counter()
     rows, logits = [], []
     for fitted, judged in selection.parts():
-        some = evenly(judged, _ASKED)
+        fitted, some = evenly(fitted, KNOWN), evenly(judged, _ASKED)
         rows.append(some)
         logits.append(neighbour_logits(features, labels[fitted].tolist(), taken(features, some), classes, at=fitted))
     return Trial(KNN, np.concatenate(rows), np.concatenate(logits), time.perf_counter() - began)
+
+
+def neighbours_head(features: Floats, labels: NDArray[np.int64], selection: Selection, classes: int) -> NeighbourVotes:
+    """The same with every row that may be learnt from."""
+    at = evenly(selection.learnt, KNOWN)
+    return NeighbourVotes(taken(features, at), labels[at].tolist(), classes)
 
 
 def probe(

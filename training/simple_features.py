@@ -6,6 +6,7 @@ network, the network is not needed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Final
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perennial.images import Pixels
+from training.backbones import Backbone
 
 Floats = NDArray[np.float32]
 
@@ -66,17 +68,40 @@ class SimpleFeatures(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         values = pixels[:, :: self.step, :: self.step].float()
-        colours = values.flatten(1, 2)  # [N, P, 3]
-        channels = _one_hot(colours, _CHANNEL_BINS).mean(dim=1)  # [N, 3, 8]
-        red, green, blue = _one_hot(colours, _JOINT_BINS).unbind(dim=2)  # each [N, P, 4]
-        pairs = (red.unsqueeze(3) * green.unsqueeze(2)).flatten(2)  # [N, P, 16]
-        joint = (pairs.transpose(1, 2) @ blue) / colours.shape[1]
+        colours = values.flatten(1, 2).transpose(1, 2)  # [N, 3, P]
+        reached = _reached(colours)  # [N, 3, 9, P]
+        shares = reached.mean(dim=3)
+        channels = shares[:, :, :-1] - shares[:, :, 1:]  # [N, 3, 8]
+        coarse = reached[:, :, :: _CHANNEL_BINS // _JOINT_BINS]
+        red, green, blue = (coarse[:, :, :-1] - coarse[:, :, 1:]).unbind(dim=1)  # each [N, 4, P]
+        pairs = (red.unsqueeze(2) * green.unsqueeze(1)).flatten(1, 2)  # [N, 16, P]
+        joint = (pairs @ blue.transpose(1, 2)) / colours.shape[2]
         luma = values @ self.luma - 0.5  # about 0, where less is lost by taking a variance from squares
         means = self.cells @ luma @ self.cells.T
         squares = self.cells @ luma.square() @ self.cells.T
         deviations = (squares - means.square()).clamp(min=_LEAST).sqrt()
-        shares = torch.cat([channels.flatten(1), joint.flatten(1), deviations.flatten(1)], dim=1)
-        return torch.cat([shares.sqrt(), means.flatten(1) + 0.5], dim=1)
+        found = torch.cat([channels.flatten(1), joint.flatten(1), deviations.flatten(1)], dim=1)
+        return torch.cat([found.sqrt(), means.flatten(1) + 0.5], dim=1)
+
+
+def in_place_of(backbone: Backbone) -> Backbone:
+    """The same images in, simple features out: a model on these has no network. It keeps the network's name and
+    weights, for that is what a retrain starts from."""
+    network = _OnPlanes(SimpleFeatures(backbone.rule.crop))
+    return replace(backbone, network=network, width=WIDTH, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+
+
+class _OnPlanes(nn.Module):
+    """Takes images as networks do: float32 [N, 3, side, side], here in 0..255."""
+
+    def __init__(self, simple: SimpleFeatures) -> None:
+        super().__init__()
+        self.simple = simple
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Rounded, for a colour must not fall below its bin by the last bit of a division.
+        found: Tensor = self.simple(images.permute(0, 2, 3, 1).round())
+        return found
 
 
 def _of_one(image: Pixels) -> Floats:
@@ -95,12 +120,11 @@ def _of_one(image: Pixels) -> Floats:
     return np.concatenate([np.sqrt(shares), means.ravel() + np.float32(0.5)])
 
 
-def _one_hot(colours: Tensor, bins: int) -> Tensor:
-    """[N, P, 3] in 0..255 -> [N, P, 3, bins], by comparisons: every runtime has those."""
-    lower = torch.arange(bins, dtype=torch.float32, device=colours.device) * (256.0 / bins)
-    at_least = (colours.unsqueeze(3) >= lower).float()
-    above = (colours.unsqueeze(3) >= lower + 256.0 / bins).float()
-    return at_least - above
+def _reached(colours: Tensor) -> Tensor:
+    """[N, 3, P] in 0..255 -> [N, 3, 9, P]: 1 where the lower edge of a bin is reached, the last beyond all; by
+    comparisons, which every runtime has."""
+    lower = torch.arange(_CHANNEL_BINS + 1, dtype=torch.float32, device=colours.device) * (256.0 / _CHANNEL_BINS)
+    return (colours.unsqueeze(2) >= lower[:, None]).float()
 
 
 def _step(side: int) -> int:

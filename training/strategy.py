@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from perennial.bundle import Ladder, Transfer
 from perennial.images import ImageLimits
@@ -30,12 +31,14 @@ from training.features import Embedded
 from training.probe import Floats, Probe, log_loss
 from training.resident import taken
 from training.run_log import Log, unlogged
-from training.rungs import FULL, KNN, LINEAR_PROBE, PARTIAL, SCRATCH, SIMPLE, Trial
+from training.rungs import FULL, KNN, LINEAR_PROBE, MAJORITY, NAMES, PARTIAL, SCRATCH, SIMPLE, Trial
 from training.selection import Selection, evenly, select
+from training.simple_features import in_place_of
 from training.together import ANY, Hardware
 
 AUTO: Final = "auto"
-STRATEGIES: Final = (AUTO, LINEAR_PROBE, PARTIAL, FULL, SCRATCH)
+STRATEGIES: Final = (AUTO, *NAMES)
+_LOWER: Final = (MAJORITY, SIMPLE, KNN)
 _DEEP: Final = (PARTIAL, FULL, SCRATCH)
 _ON_FEATURES: Final = (KNN, LINEAR_PROBE, PARTIAL, FULL)
 
@@ -73,7 +76,7 @@ class Chosen:
     rows that took part in training."""
 
     backbone: Backbone
-    head: Probe
+    head: Probe | nn.Module
     temperature: float
     strategy: str
     why: str
@@ -108,22 +111,15 @@ class _Ladder:
             climb.strategy == AUTO, climb.seconds, 0 if climb.target is None else len(climb.target), embedded, backbone,
             self.labels, self.classes, self.selection,
         )  # fmt: skip
+        self.probes: dict[str, Probe] = {}
         self.deep: deep.Trainer | None = None
 
     def climb(self) -> Chosen:
         how, progress = self.how, self.how.progress
-        progress(Step("trying the lower rungs", 0, 4))
         auto = how.strategy == AUTO
-        if auto:
-            self._keep(rungs.majority(self.labels, self.selection, self.classes))
-            simple, _ = self._probe(SIMPLE, self.embedded.simple)
-            self._keep(simple)
-            progress(Step("trying the lower rungs", 1, 4))
-            self._keep(rungs.nearest(self.embedded.features, self.labels, self.selection, self.classes))
-        progress(Step("trying the lower rungs", 2, 4))
-        trial, probe = self._linear_probe()
-        self._keep(trial)
-        progress(Step("trying the lower rungs", 4, 4))
+        self._lower_rungs(
+            [*_LOWER, LINEAR_PROBE] if auto else [how.strategy if how.strategy in _LOWER else LINEAR_PROBE]
+        )
         with tempfile.TemporaryDirectory(dir=how.work, prefix="deep-") as folder:
             if auto or how.strategy in _DEEP:
                 self.deep = deep.Trainer(
@@ -138,11 +134,26 @@ class _Ladder:
             elif how.strategy in _DEEP:
                 self._keep(self._deep().trial(how.strategy))
             transfer = self._transfer() if auto else None
-            name = self._choice() if auto else how.strategy
-            kept = self._kept(name, probe, transfer)
+            name = self._choice(transfer) if transfer else how.strategy
+            kept = self._kept(name, transfer)
             if self.deep is not None:
                 self.deep.forget()
             return kept
+
+    def _lower_rungs(self, names: list[str]) -> None:
+        """Those that learn on numbers which are there already."""
+        for done, name in enumerate(names):
+            self.how.progress(Step("trying the lower rungs", done, len(names)))
+            if name == MAJORITY:
+                self._keep(rungs.majority(self.labels, self.selection, self.classes))
+            elif name == KNN:
+                self._keep(rungs.nearest(self.embedded.features, self.labels, self.selection, self.classes))
+            else:
+                trial, self.probes[name] = (
+                    self._probe(SIMPLE, self.embedded.simple) if name == SIMPLE else self._linear_probe()
+                )
+                self._keep(trial)
+        self.how.progress(Step("trying the lower rungs", len(names), len(names)))
 
     def _linear_probe(self) -> tuple[Trial, Probe]:
         if self.how.target is None:
@@ -239,8 +250,13 @@ class _Ladder:
 
     # --- choosing ---
 
-    def _choice(self) -> str:
-        """The cheapest rung that is as good as the best, among those that can be served."""
+    def _choice(self, transfer: Transfer) -> str:
+        """The cheapest rung that is as good as the best. No network at all only where that was found to suffice."""
+        name = self._network()
+        return SIMPLE if transfer.simple_suffices and not self.found.is_clearly_worse(SIMPLE, name) else name
+
+    def _network(self) -> str:
+        """The cheapest rung that is as good as the best, among those that predict by the network."""
         served = [name for name in (LINEAR_PROBE, PARTIAL, FULL, SCRATCH) if name in self.found.trials]
         best = max(served, key=lambda name: self.found.share(self.found.trials[name]))
         # Tried for fewer epochs, on fewer images, than what is kept: to be ahead in both like that is enough.
@@ -251,15 +267,10 @@ class _Ladder:
 
         return next(name for name in served if name == best or not worse(name))
 
-    def _kept(self, name: str, probe: Probe, transfer: Transfer | None) -> Chosen:
+    def _kept(self, name: str, transfer: Transfer | None) -> Chosen:
         trial = self.found.trials[name]
-        backbone, head, learnt = self.backbone, probe, self.selection.learnt
-        if name in _DEEP:
-            learnt = self._deep().final_rows
-            backbone, head = self._deep().final(name)
-            found = self._deep().features(backbone, evenly(self.selection.learnt, _PROJECTED))
-        else:
-            found = taken(self.embedded.features, evenly(self.selection.learnt, _PROJECTED_FROM_CACHE))
+        learnt = self._deep().final_rows if name in _DEEP else self.selection.learnt
+        backbone, head, found = self._model(name)
         truth = self.labels[trial.rows]
         temperature = fit_temperature(trial.logits, truth.tolist())
         scaled = trial.logits / temperature
@@ -276,6 +287,23 @@ class _Ladder:
             probabilities=powers / powers.sum(axis=1, keepdims=True),
             learnt=frozenset(self.embedded.rows[at].digest for at in learnt),
         )
+
+    def _model(self, name: str) -> tuple[Backbone, Probe | nn.Module, Floats]:
+        """A rung's network and head, and the features [N, D] that the embedding's axes are fitted on."""
+        if name in _DEEP:
+            backbone, head = self._deep().final(name)
+            return backbone, head, self._deep().features(backbone, evenly(self.selection.learnt, _PROJECTED))
+        some = evenly(self.selection.learnt, _PROJECTED_FROM_CACHE)
+        if name == SIMPLE:
+            return in_place_of(self.backbone), self.probes[SIMPLE], taken(self.embedded.simple, some)
+        features = self.embedded.features
+        if name == KNN:
+            found: Probe | nn.Module = rungs.neighbours_head(features, self.labels, self.selection, self.classes)
+        elif name == MAJORITY:
+            found = rungs.majority_head(self.found.trials[MAJORITY], self.backbone.width)
+        else:
+            found = self.probes[LINEAR_PROBE]
+        return self.backbone, found, taken(features, some)
 
     # --- small things ---
 

@@ -29,6 +29,7 @@ MEANING: Final = {
     "full": "the probe, then every layer",
     "scratch": "the same network from random weights, the control",
 }
+_UNNEEDED: Final = "the network is more than this task needs (`--strategy simple` is the one without)."
 _WIDE: Final = 0.15  # of an interval: wider, and one more mistake changes what one would say
 _WARN_OF_FINDINGS: Final = "Read the findings first: they may make the numbers look better than they are."
 
@@ -49,8 +50,9 @@ def verdict(manifest: Manifest) -> Verdict:
     """Good means: measurably better than always answering the commonest class and than the simple baseline, with
     transfer that does not hurt, and nothing found in the data that makes the numbers doubtful."""
     accuracy, tested = manifest.metrics["accuracy"], manifest.dataset.test
+    on = "" if manifest.strategy in (MAJORITY, SIMPLE) else f" on {manifest.backbone}"
     headline = (
-        f"{title(manifest.strategy)} on {manifest.backbone}: right on {percent(accuracy.value)} of {tested:,} test "
+        f"{title(manifest.strategy)}{on}: right on {percent(accuracy.value)} of {tested:,} test "
         f"images (95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})."
     )
     commonest, share = majority(manifest)
@@ -65,8 +67,11 @@ def verdict(manifest: Manifest) -> Verdict:
         notes.append(f"Always answering {commonest!r} would be right on {percent(share)}{_against_simple(manifest)}.")
     transfer = manifest.ladder.transfer if manifest.ladder else None
     if transfer and transfer.simple_suffices:
-        tone = _worse(tone, "caution")
-        notes.append("A simple model does as well: the network is more than this task needs.")
+        tone = _worse(tone, "good" if manifest.strategy == SIMPLE else "caution")
+        notes.append(
+            "A simple model does as well: "
+            + ("it is kept, and there is no network in it." if manifest.strategy == SIMPLE else _UNNEEDED)
+        )
     if transfer and transfer.verdict == "negative":
         tone = _worse(tone, "caution")
         notes.append("Transfer is negative: what the network was pretrained on hurts here.")

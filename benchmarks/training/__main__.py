@@ -19,8 +19,9 @@ Four parts; `make bench-training` runs them all, one after the other (hours on t
   python -m benchmarks.training --only ladder --methods linear_probe,auto,partial --resume
   python -m benchmarks.training --only verdicts
 
-Rows are written as they come, to benchmarks/results/training-PART-HARDWARE.csv: after Ctrl-C, --resume goes on. A part
-that is run again without --resume is begun anew. The picture is docs/training.svg.
+Rows are written as they come, to benchmarks/results/training-PART-HARDWARE.csv: after Ctrl-C, --resume goes on (on
+another machine as well, but for part time: its file then names both). A part run without --resume is begun anew. The
+picture is docs/training.svg.
 
 It needs the real images and weights (--test-data, or PERENNIAL_TEST_DATA). fastai is not among this project's
 development packages: pip install 'perennial[bench-training]', or --peer-python; without it that contender is left out.
@@ -42,7 +43,7 @@ from typing import Final
 from benchmarks.serving.summary import processor
 from benchmarks.training import draws, few_images, ladder, plot, time_to_accuracy, verdicts
 from benchmarks.training.fitting import Recipe
-from benchmarks.training.results import Measurement, Sheet, read
+from benchmarks.training.results import HARDWARE, Measurement, Sheet, read
 from benchmarks.transfer import RESULTS
 
 PARTS: Final = ("time", "few", "ladder", "verdicts")
@@ -82,7 +83,8 @@ def _run(chosen: argparse.Namespace, folder: Path) -> None:
     sheets: dict[str, Sheet] = {}
     for part in chosen.only:
         path = plot.file_of(chosen.out, part) if chosen.write else None
-        sheet = sheets[part] = Sheet(path, _about(chosen, weights), resume=chosen.resume)
+        about = _about(chosen, weights)
+        sheet = sheets[part] = Sheet(path, about, resume=chosen.resume, elsewhere=part != "time")
         say(f"part {part}" + (f", {len(sheet.rows)} rows are there already" if sheet.rows else ""))
         _PART[part](sheet, chosen, data, recipe, folder, say)
         print("\n".join(["", *_TEXT[part](sheet), ""]), flush=True)
@@ -114,12 +116,12 @@ def _ladder(sheet: Sheet, chosen: argparse.Namespace, data: Path, recipe: Recipe
 
 
 def _measured_of_few(sheet: Sheet, chosen: argparse.Namespace) -> list[Measurement]:
-    """The rows of part `few` beside it, where they were measured with the same packages on the same hardware."""
+    """The rows of part `few` beside it, where they were measured with the same packages."""
     path = plot.file_of(chosen.out, "few")
     if not (chosen.write and chosen.reuse_auto and path.is_file()):
         return []
     rows, about = read(path)
-    return rows if about == sheet.about else []
+    return rows if about | {HARDWARE: ""} == sheet.about | {HARDWARE: ""} else []
 
 
 def _verdicts(sheet: Sheet, chosen: argparse.Namespace, data: Path, recipe: Recipe, folder: Path, say: Say) -> None:
@@ -148,7 +150,7 @@ def _seeds(chosen: argparse.Namespace, part: str) -> int:
 
 def _about(chosen: argparse.Namespace, weights: Path) -> dict[str, str]:
     about = {
-        "hardware": f"{processor()}, {os.cpu_count()} cores",
+        HARDWARE: f"{processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "packages": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         "network": f"{draws.BACKBONE}, weights {weights.name}",

@@ -15,6 +15,8 @@ from benchmarks.transfer import Interval, interval
 #: The metric that closes a unit of work: what has it is complete.
 SECONDS: Final = "seconds"
 ACCURACY: Final = "accuracy"
+#: What the head says of the machine.
+HARDWARE: Final = "hardware"
 #: What says that a method was not measured; its note says why.
 LEFT_OUT: Final = "left_out"
 
@@ -42,18 +44,24 @@ class Sheet:
         about: lines of `# key: value` at its head.
         resume: go on with what is there, which must have been measured with the same. A unit of work (task, method,
             seed) without its `seconds` is done again.
+        elsewhere: it may have been on other hardware: accuracy is compared, not seconds. The head then names all.
     """
 
-    def __init__(self, path: Path | None, about: Mapping[str, str], *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, about: Mapping[str, str], *, resume: bool = False, elsewhere: bool = False
+    ) -> None:
         self.path = path
         self.about = dict(about)
         self.rows: list[Measurement] = []
         if path is not None and resume and path.exists():
             found, before = read(path)
+            if elsewhere and HARDWARE in before:
+                machines = dict.fromkeys([*before[HARDWARE].split("; "), about[HARDWARE]])
+                before[HARDWARE] = self.about[HARDWARE] = "; ".join(machines)
             if before != self.about:
                 said = "; ".join(
                     f"{key}: {before.get(key)!r} there, {value!r} now"
-                    for key, value in about.items()
+                    for key, value in self.about.items()
                     if before.get(key) != value
                 )
                 raise SystemExit(

@@ -118,6 +118,17 @@ def test_an_interrupted_run_goes_on_after_its_last_complete_unit(tmp_path: Path)
     )
 
 
+def test_accuracy_may_be_measured_on_several_machines_and_the_file_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "few.csv"
+    Sheet(path, {"hardware": "two cores", "python": "3.11"}).add(whole("steel-10", "auto", 0, 0.96))
+    for _ in range(2):
+        resumed = Sheet(path, {"hardware": "four", "python": "3.11"}, resume=True, elsewhere=True)
+        assert resumed.has("steel-10", "auto", 0)
+        assert results.read(path)[1] == {"hardware": "two cores; four", "python": "3.11"}
+    with pytest.raises(SystemExit, match=r"was measured otherwise \(python: '3.11' there, '3.12' now\)"):
+        Sheet(path, {"hardware": "six", "python": "3.12"}, resume=True, elsewhere=True)
+
+
 def test_the_picture_shows_every_contender_and_is_the_same_each_time(tmp_path: Path) -> None:
     race = [*whole(TASK, PROBE, 0, 0.95, 10.0), *epochs("tutorial", (50, 0.8)), *epochs("fastai-4", (60, 0.9))]
     climb = [row for rung in ("auto", "linear_probe", "full") for row in whole("steel-10", rung, 0, 0.9)]
