@@ -152,12 +152,22 @@ def test_without_time_the_probe_is_kept_and_what_was_not_tried_is_named(
 
 
 def test_more_images_and_more_errors_promise_more_of_fine_tuning() -> None:
-    assert expected_gain(error=0.2, images=60) == 0.0
-    assert expected_gain(0.04, 243) < LEAST_GAIN < expected_gain(0.2, 243)
+    assert expected_gain(error=0.2, images=20) == 0.0
+    assert expected_gain(0.05, 243) < LEAST_GAIN < expected_gain(0.2, 70) < expected_gain(0.2, 243)
     assert expected_gain(0.08, 1300) > expected_gain(0.08, 500) > LEAST_GAIN
-    assert expected_gain(0.1, 10**9) <= 0.06
+    assert expected_gain(0.1, 10**9) <= 0.05
     assert expected_gain(0.024, 1170) < LEAST_GAIN  # of photos: what is left is not learnt
     assert expected_gain(0.005, 10**9) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("error", "images", "gained"),
+    [(0.304, 70, 0.061), (0.199, 700, 0.111), (0.121, 1300, 0.056), (0.054, 40, -0.022), (0.046, 243, -0.026),
+     (0.022, 70, -0.006), (0.013, 350, -0.006), (0.024, 60, -0.002), (0.009, 300, 0.004)],
+)  # fmt: skip
+def test_what_is_expected_is_about_what_nine_tasks_gained(error: float, images: int, gained: float) -> None:
+    assert expected_gain(error, images) == pytest.approx(max(0.0, gained), abs=0.011)
+    assert (expected_gain(error, images) >= LEAST_GAIN) == (gained >= LEAST_GAIN)
 
 
 def test_a_probe_is_aligned_to_unlabelled_images_and_says_so(
