@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 WORKERS ?= 2
 
 .PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
-        constraints clean
+        bench-drift constraints clean
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
@@ -50,6 +50,9 @@ bench-backbones: $(STAMP)  ## every classification network of torchvision: built
 
 bench-memory: $(STAMP)  ## memory and seconds of each stage of training on 100,000 images
 	$(BIN)/python -m benchmarks.training_memory
+
+bench-drift: $(STAMP)  ## how well drift is told and its cause named, beside other methods; digits, and the shared photos
+	$(BIN)/python -m benchmarks.drift
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
 	$(BIN)/python -m benchmarks.resilience

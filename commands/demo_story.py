@@ -151,6 +151,8 @@ def _fresh_home(port: int) -> Settings:
         "PERENNIAL_MONITOR__WINDOW": str(WINDOW),
         "PERENNIAL_MONITOR__MIN_ROWS": str(WINDOW),
         "PERENNIAL_MONITOR__MIN_LABELS": "100",
+        "PERENNIAL_MONITOR__OPEN_AFTER": "1",  # the story has no time for windows to agree
+        "PERENNIAL_MONITOR__CLOSE_AFTER": "1",
         "PERENNIAL_RETRAIN__COOLDOWN": "0",
         "BENTOML_HOME": str(folder / "bentoml"),
     }

@@ -63,6 +63,7 @@ def _collect() -> None:
         demo,
         import_model,
         keys,
+        labels,
         models,
         monitor,
         pretrain,
@@ -82,6 +83,7 @@ def _collect() -> None:
     app.command("watch")(watch.watch)
     app.command("retrain")(retrain.retrain)
     app.add_typer(models.app, name="models")
+    app.add_typer(labels.app, name="labels")
     app.add_typer(keys.app, name="keys")
     app.command("status")(status.status)
     app.command("prune")(prune.prune)

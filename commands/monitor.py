@@ -20,6 +20,11 @@ _SENTENCES: Final = {
     "data_drift": "What comes in is not what the model knows.",
     "concept_drift": "The images are as they were, but the right answers changed.",
 }
+_STATES: Final = {
+    "healthy": "No window alarmed lately.",
+    "suspected": "A window alarmed; others have to agree before drift is opened.",
+    "drifting": "Drift is open until enough windows in a row are clean.",
+}
 _NEXT: Final = {
     "ok": "nothing",
     "insufficient_data": "wait for more traffic, or lower monitor.min_rows",
@@ -67,6 +72,7 @@ def _show(document: dict[str, Any]) -> None:
     window = document["window"]
     span = f", {window['start'][:19]} to {window['end'][:19]} UTC" if window["rows"] else ""
     console.out.print(f"model {document['model_version']}, {window['rows']} predictions{span}", style="dim")
+    console.out.print(f"state: {document['state']}  {_STATES[document['state']]}")
     if document["families"]:
         table = Table("family", "effect", "floor", "p", "", "largest", box=None)
         for family, found in document["families"].items():
@@ -86,11 +92,35 @@ def _show(document: dict[str, Any]) -> None:
         f"{_estimate(accuracy['labels'], 'by labels')}, {_estimate(accuracy['estimated'], 'estimated')}, "
         f"{_estimate(accuracy['reference'], 'in the reference')}"
     )
+    past = accuracy["past_estimates"]
+    if past is not None:
+        windows = f"{past['windows']} earlier window{'s' if past['windows'] > 1 else ''}"
+        console.out.print(
+            f"estimates were off by {past['error']:.3f} in the mean of {windows} that have labels by now, at most by "
+            f"{past['worst']:.3f}"
+        )
+    rise = accuracy["errors_rose"]
+    if rise is not None:
+        console.out.print(
+            f"errors rose from {rise['before']:.1%} to {rise['after']:.1%} of the labelled answers, "
+            f"about {rise['since']:,} labels ago"
+        )
     retrain = document["retrain"]
     console.out.print(f"retrain: {'due' if retrain['due'] else 'not due'}; {escape(retrain['why'])}")
     console.out.print(f"next: {'perennial retrain --if-due' if retrain['due'] else _NEXT[verdict]}")
+    if document["false_alarms"]:
+        console.out.print(_false_alarms(document["false_alarms"]), style="dim")
     if document["report_url"]:
         console.out.print(f"report: {escape(document['report_url'])}")
+
+
+def _false_alarms(found: dict[str, float]) -> str:
+    hours = found["seconds"] / 3600
+    pace = f", {f'{hours / 24:,.0f} days' if hours >= 48 else f'{hours:,.1f} hours'} at this pace" if hours > 0 else ""
+    return (
+        f"false alarms: on traffic that never changes a window alarms with at most {found['rate']:.2%}, and drift is "
+        f"opened once in {found['windows']:,.0f} windows or more{pace}"
+    )
 
 
 def _estimate(found: dict[str, Any] | None, source: str) -> str:

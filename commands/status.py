@@ -26,7 +26,7 @@ def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
 
     live = deployments.live(engine, name)
     manifest = models.get(engine, name, live.version).manifest
-    latest = predictions.latest(engine, live.version, window)
+    latest = predictions.span(engine, live.version, window)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     newest = events.newest(engine, name, _EVENTS)
     return {
@@ -42,10 +42,10 @@ def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
         },
         "predictions": predictions.count(engine, live.version),
         "window": {
-            "rows": len(latest),
-            "labelled": sum(row.true_label is not None for row in latest),
-            "start": latest[0].prediction.at.isoformat() if latest else None,
-            "end": latest[-1].prediction.at.isoformat() if latest else None,
+            "rows": latest.rows,
+            "labelled": len(predictions.labelled_answers(engine, live.version, window)),
+            "start": latest.start.isoformat() if latest.start else None,
+            "end": latest.end.isoformat() if latest.end else None,
         },
         "check": None
         if check is None
@@ -53,6 +53,7 @@ def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
             "id": check.id,
             "at": check.at.isoformat(),
             "verdict": check.verdict,
+            "state": check.detail.get("state"),
             "causes": check.detail.get("causes", []),
             "accuracy": check.detail.get("accuracy"),
             "window": check.window,
@@ -90,6 +91,8 @@ def _show(document: dict[str, Any]) -> None:
         colour = {"ok": "green", "insufficient_data": "yellow"}.get(check["verdict"], "red")
         said = "; ".join(str(cause) for cause in check["causes"])
         table.add_row("check", f"[{colour}]{check['verdict']}[/] {check['at'][:19]} UTC {escape(said)}")
+        if check["state"]:
+            table.add_row("state", check["state"])
         if check["report_url"]:
             table.add_row("report", escape(check["report_url"]))
     console.out.print(table)

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import fisher_exact
 
-from monitoring.window import Scores
+from monitoring.window import Answers, Scores
 
 _MIN_ROWS: Final = 20  # held-out reference rows, or window rows; fewer calibrate nothing
 _BOOTSTRAPS: Final = 500
@@ -51,7 +52,7 @@ def estimated(held_out: Scores, window: Scores, *, seed: int = 0) -> Accuracy | 
     """
     known = np.array([label is not None for label in held_out.labels], dtype=bool)
     before = held_out.confidence[known].astype(np.float64)
-    right = held_out.correct
+    right = held_out.answers.correct
     finite = np.isfinite(before)
     before, right = before[finite], right[finite]
     now = window.confidence[np.isfinite(window.confidence)].astype(np.float64)
@@ -65,6 +66,13 @@ def estimated(held_out: Scores, window: Scores, *, seed: int = 0) -> Accuracy | 
     value = _atc(before, right, now)
     low, high = np.quantile(draws, [0.025, 0.975])
     return Accuracy(value, min(value, float(low)), max(value, float(high)), len(now))
+
+
+def loss_p_value(unseen: Answers, answers: Answers) -> float:
+    """Of Fisher's exact test that fewer answers are right than of the reference's held-out rows."""
+    before, now = unseen.correct, answers.correct
+    table = [[int(now.sum()), int((~now).sum())], [int(before.sum()), int((~before).sum())]]
+    return float(fisher_exact(table, alternative="less").pvalue)
 
 
 def _atc(before: NDArray[Any], right: NDArray[np.bool_], now: NDArray[Any]) -> float:

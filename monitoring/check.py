@@ -10,44 +10,34 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
-from scipy.stats import fisher_exact
 
-from monitoring.accuracy import Accuracy, counted, estimated
+from monitoring.accuracies import Accuracies, read_accuracies
+from monitoring.accuracy import loss_p_value
 from monitoring.attribution import Evidence, attribute
 from monitoring.detectors import Family
+from monitoring.drift_events import RETRAINS, History, Told, changes, is_requested, read_history
 from monitoring.evidence import gather
+from monitoring.live import live_model
+from monitoring.persistence import FalseAlarms, Looked, Persistence, State
 from monitoring.policy import RetrainDecision, Situation, decide
 from monitoring.prune import prune_reports
-from monitoring.verdict import CALM, Cause, Verdict
+from monitoring.two_sample import Measured
+from monitoring.verdict import Cause, Verdict
 from monitoring.window import Reference, Scores, Window, read_reference, read_window
 from perennial import ledger
-from perennial.bundle import Manifest, fetch_bundle
+from perennial.bundle import Manifest
 from perennial.errors import LedgerUnavailable, StorageUnavailable
 from perennial.ledger import EventKind
-from perennial.ledger.events import Event
 from perennial.ledger.ids import new_id
 from perennial.settings import Settings
 from perennial.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+#: A family that tells causes apart and raises no alarm of its own.
+WITHIN_CLASSES: Final = "embedding_within_classes"
 #: Columns of a family that the check keeps; of more, those with the largest effects.
 MOST_COLUMNS: Final = 40
-_RETRAINS: Final = (
-    EventKind.RETRAIN_STARTED, EventKind.GATE_PASSED, EventKind.GATE_REFUSED, EventKind.RETRAIN_FAILED,
-)  # fmt: skip
-_ANSWERS: Final = (*_RETRAINS, EventKind.DEPLOYED, EventKind.ROLLED_BACK)
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracies:
-    """`labels` is None where there are fewer than `monitor.min_labels`; `labelled` is how many there are.
-    `reference` is the accuracy on the reference's held-out rows."""
-
-    labels: Accuracy | None
-    labelled: int
-    estimated: Accuracy | None
-    reference: Accuracy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +52,13 @@ class Check:
     start: datetime | None
     end: datetime | None
     precision: str
+    first: str | None
+    last: str | None
     families: dict[str, Family]
     accuracy: Accuracies
     retrain: RetrainDecision
+    state: State
+    false_alarms: FalseAlarms | None
     report_url: str | None
     seconds: float
 
@@ -74,6 +68,8 @@ class Check:
             "start": self.start.isoformat() if self.start else None,
             "end": self.end.isoformat() if self.end else None,
             "precision": self.precision,
+            "first": self.first,
+            "last": self.last,
         }
 
     def document(self) -> dict[str, Any]:
@@ -81,6 +77,7 @@ class Check:
         return {
             "name": self.name,
             "verdict": str(self.verdict),
+            "state": str(self.state),
             "causes": [
                 {"cause": str(cause.cause), "why": cause.why, "columns": list(cause.columns)} for cause in self.causes
             ],
@@ -95,6 +92,7 @@ class Check:
             ],
             "accuracy": asdict(self.accuracy),
             "retrain": asdict(self.retrain),
+            "false_alarms": asdict(self.false_alarms) if self.false_alarms is not None else None,
             "report_url": self.report_url,
             "seconds": round(self.seconds, 3),
         }
@@ -121,19 +119,20 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         LedgerUnavailable, StorageUnavailable: try again later; nothing was written.
     """
     began = time.perf_counter()
-    version = ledger.deployments.live(engine, settings.name).version
-    model = ledger.models.get(engine, settings.name, version)
-    storage = Storage(settings.blobs_url)
-    bundle = fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path)
-    window = read_window(engine, version, settings.monitor.window)
-    reference = read_reference(bundle, window.precision)
+    live = live_model(engine, settings)
+    version, storage = live.version, Storage(settings.blobs_url)
+    window = read_window(engine, version, settings.monitor.window, settings.monitor.sample)
+    reference = read_reference(live.bundle, window.precision)
     if reference is None:
-        found = _incomparable(bundle.manifest, window)
+        found = _incomparable(live.bundle.manifest, window)
     else:
         found = _compared(engine, settings, version, reference, window)
     report_url = None
     if found.html is not None:
         report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", found.html.encode())
+    rule = Persistence(settings.monitor.open_after, settings.monitor.open_of, settings.monitor.close_after)
+    now = Looked(found.verdict, window.first, window.last)
+    history = read_history(engine, settings.name, version, now, rule)
     check = Check(
         name=settings.name,
         model_version=version,
@@ -143,9 +142,13 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         start=window.start,
         end=window.end,
         precision=window.precision,
+        first=window.first,
+        last=window.last,
         families=found.families,
         accuracy=found.accuracy,
         retrain=found.retrain,
+        state=history.state,
+        false_alarms=expected_false_alarms(rule, found.families, settings.monitor.alpha, window),
         report_url=report_url,
         seconds=0.0,
     )
@@ -158,7 +161,7 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         verdict=str(check.verdict),
         detail=check.document(),
         report_url=report_url,
-        events_to_add=_events(engine, check, model.digest),
+        events_to_add=_events(engine, check, live.digest, history),
     )
     try:
         prune_reports(engine, storage, settings.name, settings.monitor.keep_reports)
@@ -169,12 +172,41 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
 
 
 def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Reference, window: Window) -> _Finding:
-    gathered = gather(reference, window, settings.monitor, name=settings.name, model_version=version)
+    gathered = gather(reference, window, settings.monitor)
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
-    accuracy = _accuracies(unseen, window, settings)
+    accuracy = read_accuracies(engine, settings, version, unseen, window)
     retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
-    return _Finding(verdict, causes, _families(gathered.evidence), accuracy, retrain, gathered.html)
+    return _Finding(
+        verdict,
+        causes,
+        _families(gathered.evidence),
+        accuracy,
+        retrain,
+        _page(settings, version, reference, window, gathered.measured),
+    )
+
+
+def _page(
+    settings: Settings, version: str, reference: Reference, window: Window, measured: Measured | None
+) -> str | None:
+    """The report as HTML; None where nothing was tested."""
+    if measured is None:
+        return None
+    from monitoring import report  # seconds and hundreds of megabytes: only where there is something to show
+
+    run = report.render(
+        reference,
+        window.scores,
+        measured,
+        alpha=settings.monitor.alpha,
+        least_labels=settings.monitor.min_labels,
+        at=window.end or datetime.now(UTC),
+        name=f"{settings.name} {version}",
+        metadata={"model_version": version, "rows": str(window.rows), "precision": window.precision},
+    )
+    html: str = run.get_html_str(as_iframe=False)
+    return html
 
 
 def _incomparable(manifest: Manifest, window: Window) -> _Finding:
@@ -193,19 +225,8 @@ def _incomparable(manifest: Manifest, window: Window) -> _Finding:
         Verdict.INSUFFICIENT_DATA,
         (Cause(Verdict.INSUFFICIENT_DATA, why),),
         {},
-        Accuracies(labels=None, labelled=len(window.scores.correct), estimated=None, reference=None),
+        Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None),
         RetrainDecision(False, why),
-    )
-
-
-def _accuracies(unseen: Scores, window: Window, settings: Settings) -> Accuracies:
-    correct = window.scores.correct
-    enough = len(correct) >= settings.monitor.min_labels
-    return Accuracies(
-        labels=counted(correct) if enough else None,
-        labelled=len(correct),
-        estimated=estimated(unseen, window.scores),
-        reference=counted(unseen.correct),
     )
 
 
@@ -221,14 +242,14 @@ def _decision(
     captures = 0
     if accuracy.labels is not None:
         captures = ledger.predictions.count_labelled_captures(engine, [version])
-    last = ledger.events.last(engine, settings.name, _RETRAINS)
+    last = ledger.events.last(engine, settings.name, RETRAINS)
     return decide(
         Situation(
             verdict=verdict,
             reference=accuracy.reference,
             labelled=accuracy.labels,
             estimated=accuracy.estimated,
-            loss_p_value=_loss_p_value(unseen, window.scores) if accuracy.labels is not None else 1.0,
+            loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
             alpha=settings.monitor.alpha,
             captures=captures,
             seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
@@ -237,58 +258,32 @@ def _decision(
     )
 
 
-def _loss_p_value(unseen: Scores, scores: Scores) -> float:
-    before, now = unseen.correct, scores.correct
-    table = [[int(now.sum()), int((~now).sum())], [int(before.sum()), int((~before).sum())]]
-    return float(fisher_exact(table, alternative="less").pvalue)
-
-
-def _events(engine: sa.Engine, check: Check, digest: str) -> list[tuple[EventKind, Mapping[str, Any]]]:
-    """A change of state, told once."""
+def _events(engine: sa.Engine, check: Check, digest: str, history: History) -> list[Told]:
     document = check.document()
-    previous = ledger.checks.latest(engine, check.name, model_version=check.model_version)
-    before = previous[0].verdict if previous else None
     numbers = {
         "model_version": check.model_version,
         "bundle_digest": digest,
-        "verdict": document["verdict"],
-        "causes": document["causes"],
-        "window": document["window"],
-        "accuracy": document["accuracy"],
+        **{key: document[key] for key in ("verdict", "causes", "window", "accuracy", "report_url")},
         "scores": {name: family.score for name, family in check.families.items()},
-        "report_url": check.report_url,
     }
-    found: list[tuple[EventKind, Mapping[str, Any]]] = []
-    if before != check.verdict:
-        found.append((EventKind.CHECK_CHANGED, {"from": before, "to": str(check.verdict), **numbers}))
-    opened = _open_drift(engine, check.name)
-    if check.verdict not in CALM and (opened is None or opened.detail.get("model_version") != check.model_version):
-        found.append((EventKind.DRIFT_OPENED, numbers))
-    if check.verdict is Verdict.OK and opened is not None:
-        # Perhaps another version's: a retrained model that knows today's traffic ends the drift of the one before.
-        closes = {"opened": opened.id, "opened_on": opened.detail.get("model_version")}
-        found.append((EventKind.DRIFT_CLOSED, {**numbers, **closes}))
-    if check.retrain.due and not _requested(engine, check.name):
-        found.append(
-            (
-                EventKind.RETRAIN_REQUESTED,
-                {"why": check.retrain.why, "labels": check.accuracy.labelled, **numbers},
-            )
-        )
+    found = changes(history, check.verdict, numbers)
+    if check.retrain.due and not is_requested(engine, check.name):
+        why = {"why": check.retrain.why, "labels": check.accuracy.labelled}
+        found.append((EventKind.RETRAIN_REQUESTED, {**why, **numbers}))
     return found
 
 
-def _open_drift(engine: sa.Engine, name: str) -> Event | None:
-    """The drift that nothing has closed yet."""
-    last = ledger.events.last(engine, name, (EventKind.DRIFT_OPENED, EventKind.DRIFT_CLOSED))
-    return last if last is not None and last.kind is EventKind.DRIFT_OPENED else None
-
-
-def _requested(engine: sa.Engine, name: str) -> bool:
-    """Is there a request that nothing has answered yet?"""
-    request = ledger.events.last(engine, name, (EventKind.RETRAIN_REQUESTED,))
-    answer = ledger.events.last(engine, name, _ANSWERS)
-    return request is not None and (answer is None or answer.id < request.id)
+def expected_false_alarms(
+    rule: Persistence, families: Mapping[str, Family], alpha: float, window: Window
+) -> FalseAlarms | None:
+    """What chance alone does, if nothing ever changes; None where nothing was tested."""
+    tested = sum(name != WITHIN_CLASSES and family.skipped is None for name, family in families.items())
+    if not tested:
+        return None
+    rate = min(1.0, tested * alpha)
+    windows = rule.windows_between_false_alarms(rate)
+    took = (window.end - window.start).total_seconds() if window.start and window.end else 0.0
+    return FalseAlarms(rate, windows, windows * took)
 
 
 def _families(evidence: Evidence) -> dict[str, Family]:
@@ -297,7 +292,7 @@ def _families(evidence: Evidence) -> dict[str, Family]:
         "output": evidence.output,
         "class_mix": evidence.class_mix,
         "embedding": evidence.embedding,
-        "embedding_within_classes": evidence.within_classes,
+        WITHIN_CLASSES: evidence.within_classes,
         "labels": evidence.labels,
     }
     return {name: family for name, family in families.items() if family is not None}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2_contingency, fisher_exact, wasserstein_distance
 
 from monitoring.embedding import Separation
-from monitoring.window import Scores
+from monitoring.window import Answers, Scores
 
 #: Spreads below this count as this: a column that hardly varied is not shifted by a rounding error.
 LEAST_SPREAD: Final = 0.01
@@ -136,7 +136,7 @@ def embedding_within_classes(
 
 
 def labels(
-    reference: Scores, window: Scores, classes: Sequence[str], *, alpha: float, floor: float, least: int
+    reference: Answers, window: Answers, classes: Sequence[str], *, alpha: float, floor: float, least: int
 ) -> Family:
     """Accuracy and each class's recall against the reference's: Fisher's exact test, one-sided.
 
@@ -150,7 +150,7 @@ def labels(
     columns = [_fewer_right("accuracy", known, right)]
     recalls = []
     for name in classes:
-        left, now = _right_of(reference, name), _right_of(window, name)
+        left, now = reference.of(name), window.of(name)
         if len(left) and len(now):
             recalls.append(_fewer_right(f"recall:{name}", left, now))
     running = 0.0
@@ -209,13 +209,6 @@ def _family(columns: Sequence[Column], floor: float) -> Family:
         any(column.alarm for column in tested),
         floor,
         tuple(columns),
-    )
-
-
-def _right_of(scores: Scores, name: str) -> NDArray[np.bool_]:
-    return np.array(
-        [guess == name for label, guess in zip(scores.labels, scores.predicted, strict=True) if label == name],
-        dtype=bool,
     )
 
 

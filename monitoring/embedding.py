@@ -115,6 +115,24 @@ def separate_within_grown(
     return separate_within(reference[before], reference_class[before], window[now], window_class[now], seed=seed)
 
 
+def unlikeness(reference: NDArray[Any], window: NDArray[Any], *, seed: int = 0) -> Array:
+    """How unlike the reference each row of the window is, to the same classifier: [M] in 0..1, the share of the
+    reference's rows [N, E] that look less like a window's. About even where the two cannot be told apart.
+
+    A row is judged by a classifier that was not trained on it. Rows with a value that is not a number must be gone;
+    where there are too few of either side, or nothing varies, all are .5.
+    """
+    x = np.concatenate([reference, window]).astype(np.float64)
+    features = _features(x)
+    if min(len(reference), len(window)) < MIN_ROWS or features.shape[1] == 0:
+        return np.full(len(window), 0.5)
+    labels = np.repeat([0.0, 1.0], [len(reference), len(window)])[:, None]
+    fold = np.random.default_rng(seed).permutation(len(x)) % _FOLDS
+    scores = _out_of_fold_scores(features, labels, [np.arange(len(x))], fold)[:, 0]
+    known, asked = np.sort(scores[: len(reference)]), scores[len(reference) :]
+    return np.asarray(np.searchsorted(known, asked, side="right") / len(known))
+
+
 def _sample(rows: NDArray[Any], classes: NDArray[Any], rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
     if len(rows) <= MAX_ROWS:
         return rows, classes

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from monitoring import detectors
+from monitoring import detectors, two_sample
 from monitoring.attribution import Evidence
 from monitoring.detectors import LEAST_SPREAD, Family
 from monitoring.embedding import MIN_ROWS
 from monitoring.lens import misfit
+from monitoring.two_sample import Measured
 from monitoring.window import Reference, Window
 from perennial.settings import MonitorSettings
 
@@ -27,15 +27,13 @@ _EMPTY_CONTRAST: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """`html` is the Evidently report; None where no test could be run."""
+    """`measured` has the numbers of the tests; None where none could be run."""
 
     evidence: Evidence
-    html: str | None = None
+    measured: Measured | None = None
 
 
-def gather(
-    reference: Reference, window: Window, settings: MonitorSettings, *, name: str, model_version: str
-) -> Gathered:
+def gather(reference: Reference, window: Window, settings: MonitorSettings) -> Gathered:
     """Run every family of tests that the window has rows for."""
     evidence = Evidence(
         rows=window.rows,
@@ -45,25 +43,14 @@ def gather(
     )
     if window.rows < settings.min_rows or len(window.scores) < MIN_ROWS:
         return Gathered(evidence)
-
-    from monitoring import report  # seconds and hundreds of megabytes: only where there is something to test
-
     scores, alpha = window.scores, settings.alpha
-    measured = report.measure(
-        reference,
-        scores,
-        alpha=alpha,
-        least_labels=settings.min_labels,
-        at=window.end or datetime.now(UTC),
-        name=f"{name} {model_version}",
-        metadata={"model_version": model_version, "rows": str(window.rows), "precision": window.precision},
-    )
+    measured = two_sample.measure(reference, scores)
     unseen = reference.unseen
     # Half the floor: "the class mix explains it" must not be said of a shift that only just misses the floor.
     within_floor = 0.5 + (settings.embedding_floor - 0.5) / 2
     properties = detectors.shifted(
-        report.property_columns(reference, reference.scores),
-        report.property_columns(reference, scores),
+        two_sample.property_columns(reference, reference.scores),
+        two_sample.property_columns(reference, scores),
         measured.p_values,
         alpha=alpha,
         floor=settings.property_floor,
@@ -76,8 +63,8 @@ def gather(
             faults=evidence.faults,
             properties=properties,
             output=detectors.shifted(
-                report.output_columns(reference, unseen),
-                report.output_columns(reference, scores),
+                two_sample.output_columns(reference, unseen),
+                two_sample.output_columns(reference, scores),
                 measured.p_values,
                 alpha=alpha,
                 floor=settings.output_floor,
@@ -87,11 +74,11 @@ def gather(
             ),
             embedding=detectors.embedding(measured.separation, alpha=alpha, floor=settings.embedding_floor),
             within_classes=detectors.embedding_within_classes(
-                measured.separation_within, measured.separation_within_grown, alpha=alpha, floor=within_floor
+                measured.within, measured.within_grown, alpha=alpha, floor=within_floor
             ),
             labels=detectors.labels(
-                unseen,
-                scores,
+                unseen.answers,
+                window.answers,
                 reference.classes,
                 alpha=alpha,
                 floor=settings.accuracy_drop,
@@ -100,7 +87,7 @@ def gather(
             misfit=misfit(reference.scores.properties, scores.properties) if properties.alarm else None,
             mix_explains_properties=properties.alarm and mix_explains(reference, window, properties),
         ),
-        measured.html,
+        measured,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,26 @@ Floats = NDArray[np.float32]
 _COLUMNS: Final = (
     "image_digest", "label", "predicted", "confidence", "probabilities", "embedding", "properties", "held_out",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers whose truth is known: `predicted` [N] and `labels` [N]."""
+
+    predicted: NDArray[Any]
+    labels: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """[N]"""
+        return np.asarray(self.predicted == self.labels, dtype=bool)
+
+    def of(self, label: str) -> NDArray[np.bool_]:
+        """Of those whose truth is this label: was it the answer?"""
+        return self.correct[np.flatnonzero(self.labels == label)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +81,10 @@ class Scores:
         )
 
     @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Of the rows that have a label: was it the predicted one? [number of labels]"""
-        return np.array(
-            [label == guess for label, guess in zip(self.labels, self.predicted, strict=True) if label is not None],
-            dtype=bool,
-        )
+    def answers(self) -> Answers:
+        """Those of the rows that have a label."""
+        known = np.array([label is not None for label in self.labels], dtype=bool)
+        return Answers(self.predicted[known], np.array(self.labels, dtype=object)[known])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +103,22 @@ class Collection:
 class Window:
     """The latest predictions, all in one `precision`: another arithmetic moves the outputs, and is no drift. `scores`
     holds each image once: a picture sent again tells nothing new, and tests that take rows for independent would alarm
-    on it. `rows` counts what was received."""
+    on it. Of a large window it is a random sample. `rows` counts what was received, `answers` are all that have a
+    label."""
 
     rows: int
     start: datetime | None
     end: datetime | None
     scores: Scores
+    answers: Answers
     collection: Collection
     precision: str = FLOAT32
+    #: Of each row of `scores`: the id of its prediction, and where its image is (None if it was not captured).
+    ids: tuple[str, ...] = ()
+    images: tuple[str | None, ...] = ()
+    #: The ids of the first and the last prediction that was received; they sort by time.
+    first: str | None = None
+    last: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +136,28 @@ class Reference:
         return self.scores.take(self.held_out)
 
 
-def read_window(engine: sa.Engine, model_version: str, limit: int) -> Window:
-    """The latest `limit` predictions of a version in the precision of the newest one, each with its last label."""
+def read_window(engine: sa.Engine, model_version: str, limit: int, sample: int) -> Window:
+    """The latest `limit` predictions of a version in the precision of the newest one, each with its last label; the
+    scores of `sample` of them at most, drawn at random, so that a check of millions costs as much as one of
+    thousands."""
     newest = predictions.latest(engine, model_version, 1)
     if not newest:
         return window_of([])
     precision = newest[0].prediction.precision
-    return window_of(predictions.latest(engine, model_version, limit, precision=precision))
+    found = predictions.span(engine, model_version, limit, precision=precision)
+    if found.rows <= sample:
+        return window_of(predictions.latest(engine, model_version, limit, precision=precision))
+    drawn = window_of(predictions.latest(engine, model_version, limit, precision=precision, sample=sample))
+    last = {
+        row.image_digest: row for row in predictions.labelled_answers(engine, model_version, limit, precision=precision)
+    }
+    answers = Answers(
+        np.array([row.answered for row in last.values()], dtype=object),
+        np.array([row.true_label for row in last.values()], dtype=object),
+    )
+    return replace(
+        drawn, rows=found.rows, start=found.start, end=found.end, first=found.first, last=found.last, answers=answers
+    )
 
 
 def window_of(rows: Sequence[LabelledPrediction]) -> Window:
@@ -129,6 +170,7 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
         distinct[row.prediction.image_digest] = before if unlabelled and before is not None else row
     kept = list(distinct.values())
     made = [row.prediction for row in kept]
+    scores = _scores_of(kept)
     moments = [row.prediction.at for row in rows]
     received = [row.prediction for row in rows]
     return Window(
@@ -136,15 +178,8 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
         # Not the first and the last row: a clock that jumps back must not turn the window around.
         start=min(moments, default=None),
         end=max(moments, default=None),
-        scores=Scores(
-            _matrix([row.probabilities for row in made]),
-            _matrix([row.embedding for row in made]),
-            _matrix([row.properties for row in made]),
-            np.array([row.label for row in made], dtype=object),
-            np.array([row.confidence for row in made], dtype=np.float32),
-            tuple(row.true_label for row in kept),
-            tuple(row.image_digest for row in made),
-        ),
+        scores=scores,
+        answers=scores.answers,
         collection=Collection(
             _shares([row.format for row in received]),
             _shares([row.mode for row in received]),
@@ -153,6 +188,23 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
             max(_shares([row.image_digest for row in received]).values(), default=0.0),
         ),
         precision=received[-1].precision if received else FLOAT32,
+        ids=tuple(row.id for row in made),
+        images=tuple(row.image_url for row in made),
+        first=min((row.id for row in received), default=None),
+        last=max((row.id for row in received), default=None),
+    )
+
+
+def _scores_of(rows: Sequence[LabelledPrediction]) -> Scores:
+    made = [row.prediction for row in rows]
+    return Scores(
+        _matrix([row.probabilities for row in made]),
+        _matrix([row.embedding for row in made]),
+        _matrix([row.properties for row in made]),
+        np.array([row.label for row in made], dtype=object),
+        np.array([row.confidence for row in made], dtype=np.float32),
+        tuple(row.true_label for row in rows),
+        tuple(row.image_digest for row in made),
     )
 
 

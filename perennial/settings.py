@@ -252,6 +252,9 @@ class MonitorSettings(Section):
     """What a check looks at and when it speaks."""
 
     window: int = Field(1000, ge=1, description="Rows in a window: the latest predictions of the live model.")
+    sample: int = Field(
+        5000, ge=500, description="Rows of a window that are compared, drawn at random; labels all count."
+    )
     min_rows: int = Field(
         500, ge=2, description="Fewer rows than this and the verdict is `insufficient_data`, never `ok`."
     )
@@ -278,6 +281,13 @@ class MonitorSettings(Section):
         0.60, description="Least area under the curve of the domain classifier on embeddings that counts."
     )
     accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
+    open_after: int = Field(
+        2, ge=1, le=10, description="So many of the latest `open_of` windows have to alarm before drift is opened."
+    )
+    open_of: int = Field(3, ge=1, le=10, description="Windows, without rows in common, that `open_after` looks at.")
+    close_after: int = Field(
+        3, ge=1, le=20, description="So many windows in a row have to be clean before an open drift is closed."
+    )
     keep_reports: int = Field(
         100, ge=1, description="Reports of the newest checks that are kept, about 4 MB each; older ones are deleted."
     )

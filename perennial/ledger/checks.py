@@ -75,6 +75,23 @@ def latest(engine: sa.Engine, name: str, limit: int = 1, *, model_version: str |
         return [CheckRow(**row) for row in rows]
 
 
+def verdicts(
+    engine: sa.Engine, name: str, model_version: str, limit: int, *, before: int | None = None
+) -> list[tuple[int, str, dict[str, Any]]]:
+    """Id, verdict and window of a version's newest checks, newest first; `before` goes on where an earlier call
+    ended."""
+    query = sa.select(checks.c.id, checks.c.verdict, checks.c.window).where(
+        checks.c.name == name, checks.c.model_version == model_version
+    )
+    if before is not None:
+        query = query.where(checks.c.id < before)
+    with reading(engine) as connection:
+        return [
+            (row.id, row.verdict, row.window)
+            for row in connection.execute(query.order_by(checks.c.id.desc()).limit(limit))
+        ]
+
+
 def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:
     """How many checks a model has had, by verdict."""
     query = sa.select(checks.c.verdict, sa.func.count()).where(checks.c.name == name).group_by(checks.c.verdict)

@@ -48,6 +48,26 @@ class LabelledPrediction:
     true_label: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Of some predictions: how many, the ids of the first and the last one, and the moments between which they lie."""
+
+    rows: int
+    first: str | None
+    last: str | None
+    start: datetime | None
+    end: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledAnswer:
+    """A prediction's answer and its last label."""
+
+    image_digest: str
+    answered: str
+    true_label: str
+
+
 def record(engine: sa.Engine, rows: Sequence[Prediction]) -> None:
     """Write predictions in one transaction. A row whose id is there already is left as it is."""
     if not rows:
@@ -59,14 +79,48 @@ def record(engine: sa.Engine, rows: Sequence[Prediction]) -> None:
 
 
 def latest(
-    engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None
+    engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None, sample: int | None = None
 ) -> list[LabelledPrediction]:
-    """The latest `limit` predictions of a version, oldest first, each with its last label."""
-    newest = sa.select(predictions).where(predictions.c.model_version == model_version)
-    if precision is not None:
-        newest = newest.where(predictions.c.precision == precision)
-    window = newest.order_by(predictions.c.id.desc()).limit(limit).subquery()
-    return _labelled(engine, sa.select(window, _last_label(window.c.id)).order_by(window.c.id))
+    """The latest `limit` predictions of a version, oldest first, each with its last label; with `sample` so many of
+    them at most, drawn at random by the database."""
+    newest = _newest(model_version, limit, precision, predictions.c.id)
+    if sample is not None and sample < limit:
+        newest = sa.select(newest.c.id).order_by(sa.func.random()).limit(sample).subquery()
+    rows = sa.select(predictions, _last_label(predictions.c.id)).join(newest, newest.c.id == predictions.c.id)
+    return _labelled(engine, rows.order_by(predictions.c.id))
+
+
+def span(engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None) -> Span:
+    """What the latest `limit` predictions of a version span."""
+    newest = _newest(model_version, limit, precision, predictions.c.id, predictions.c.at)
+    of = sa.func
+    query = sa.select(of.count(), of.min(newest.c.id), of.max(newest.c.id), of.min(newest.c.at), of.max(newest.c.at))
+    with reading(engine) as connection:
+        rows, first, last, start, end = connection.execute(query).one()
+    return Span(int(rows), first, last, start, end)
+
+
+def labelled_answers(
+    engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None
+) -> list[LabelledAnswer]:
+    """Of the latest `limit` predictions of a version those that have a label, oldest first."""
+    columns = (predictions.c.id, predictions.c.image_digest, predictions.c.label)
+    newest = _newest(model_version, limit, precision, *columns)
+    has_label = sa.exists().where(labels.c.prediction_id == newest.c.id)
+    rows = sa.select(newest.c.image_digest, newest.c.label, _last_label(newest.c.id)).where(has_label)
+    with reading(engine) as connection:
+        return [LabelledAnswer(*row) for row in connection.execute(rows.order_by(newest.c.id))]
+
+
+def labelled_answers_between(engine: sa.Engine, model_version: str, first: str, last: str) -> list[LabelledAnswer]:
+    """Of a version's predictions from one id to another those that have a label, oldest first."""
+    rows = sa.select(predictions.c.image_digest, predictions.c.label, _last_label(predictions.c.id)).where(
+        predictions.c.model_version == model_version,
+        predictions.c.id.between(first, last),
+        sa.exists().where(labels.c.prediction_id == predictions.c.id),
+    )
+    with reading(engine) as connection:
+        return [LabelledAnswer(*row) for row in connection.execute(rows.order_by(predictions.c.id))]
 
 
 def labelled_captures(
@@ -124,6 +178,14 @@ def count(engine: sa.Engine, model_version: str | None = None) -> int:
         query = query.where(predictions.c.model_version == model_version)
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())
+
+
+def _newest(model_version: str, limit: int, precision: str | None, *columns: sa.Column[Any]) -> sa.Subquery:
+    """These columns of the latest `limit` predictions of a version."""
+    query = sa.select(*columns).where(predictions.c.model_version == model_version)
+    if precision is not None:
+        query = query.where(predictions.c.precision == precision)
+    return query.order_by(predictions.c.id.desc()).limit(limit).subquery()
 
 
 def _last_label(prediction_id: sa.ColumnElement[str]) -> sa.Label[Any]:

@@ -199,9 +199,12 @@ def deploy(world: World, tmp_path: Path) -> Deploy:
 
 @pytest.fixture
 def watched_settings(home: Path) -> Settings:
-    """Settings for windows of 300 rows, of which 100 labels say something."""
+    """Settings for windows of 300 rows, of which 100 labels say something; one window opens drift, one closes it."""
+    alone = {"open_after": 1, "open_of": 1, "close_after": 1}
     return load_settings(
-        name="digits", monitor={"window": 300, "min_rows": 200, "min_labels": 100}, retrain={"min_labels": 50}
+        name="digits",
+        monitor={"window": 300, "min_rows": 200, "min_labels": 100, **alone},
+        retrain={"min_labels": 50},
     )
 
 

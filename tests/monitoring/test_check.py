@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from scipy.stats import ks_2samp
 
 from monitoring.check import Check, run_check
-from monitoring.window import window_of
+from monitoring.window import read_window, window_of
 from perennial import ledger
 from perennial.errors import InvalidBundle, NoLiveModel
 from perennial.ledger import EventKind, open_ledger
+from perennial.ledger.labels import Feedback
 from perennial.settings import Settings
 from perennial.storage import Storage
 
@@ -74,7 +75,7 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
     check = run_check(engine, watched_settings)
     assert check.verdict == "data_drift"
     assert check.accuracy.labels is not None
-    assert check.accuracy.labels.value == pytest.approx(scores.correct.mean())
+    assert check.accuracy.labels.value == pytest.approx(scores.answers.correct.mean())
     assert check.retrain.due, check.retrain.why
     assert model.kinds()[5:] == ["retrain_requested"]
     request = only(model.events(), EventKind.RETRAIN_REQUESTED).detail
@@ -82,7 +83,7 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
     assert request["check"] == newest.id
     assert (request["why"], request["verdict"], request["labels"]) == (check.retrain.why, "data_drift", 300)
     assert request["window"]["rows"] == 300
-    assert request["accuracy"]["labels"]["value"] == pytest.approx(scores.correct.mean())
+    assert request["accuracy"]["labels"]["value"] == pytest.approx(scores.answers.correct.mean())
 
     assert run_check(engine, watched_settings).retrain.due, "it is still due,"
     assert len(model.kinds()) == 6, "but asked for once"
@@ -105,6 +106,28 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
         assert row.report_url == row.detail["report_url"]
         assert storage.read(storage.key_of(row.report_url)).lstrip()[:5].lower() in (b"<html", b"<!doc")
     assert rows[-1].report_url is None, "nothing was tested, so there is nothing to show"
+
+
+def test_two_of_three_windows_open_drift_and_three_clean_ones_close_it(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any
+) -> None:
+    usual = {"open_after": 2, "open_of": 3, "close_after": 3}
+    settings = watched_settings.model_copy(update={"monitor": watched_settings.monitor.model_copy(update=usual)})
+    model = deploy(sqlite, settings)
+    states, told = [], []
+    for number, change in enumerate((None, dark, dark, None, None, None)):
+        model.send(change=change, seed=number)
+        for _ in range(2):  # the second check of a window says nothing new
+            check = run_check(sqlite, settings)
+        states.append(check.state)
+        told.append([kind for kind in model.kinds() if kind.startswith("drift_")])
+    assert states == ["healthy", "suspected", "drifting", "drifting", "drifting", "healthy"]
+    assert told[1:] == [[], *[["drift_opened"]] * 3, ["drift_opened", "drift_closed"]]
+    assert check.false_alarms is not None
+    assert check.false_alarms.rate == pytest.approx(4 * settings.monitor.alpha)  # there are no labels
+    assert check.false_alarms.windows > 5_000
+    assert check.false_alarms.seconds > 0
+    assert check.document()["window"]["last"] == check.last
 
 
 def test_labels_that_change_their_meaning_are_concept_drift_and_call_for_a_retrain(
@@ -279,6 +302,62 @@ def test_a_picture_sent_again_counts_once_with_its_label(world: Any, sqlite: sa.
     assert sorted(filter(None, window.scores.labels)) == ["7"]
 
 
+def test_estimates_are_held_against_the_labels_that_come_later(
+    engine: sa.Engine, watched_settings: Settings, deploy: Any
+) -> None:
+    model = deploy(engine, watched_settings)
+    rows = model.world.traffic
+    ids, scores = [], []
+    for part in (rows[:300], rows[300:600]):
+        scores.append(model.world.scores(part))
+        ids.append(model.record(scores[-1]))
+        check = run_check(engine, watched_settings)
+        assert check.accuracy.past_estimates is None
+        run_check(engine, watched_settings)  # of the same rows: counts once
+    for some, truth in zip(ids, scores, strict=True):
+        given = [Feedback(prediction, str(label)) for prediction, label in zip(some, truth.labels, strict=True)]
+        ledger.labels.add(engine, given)
+    past = run_check(engine, watched_settings).accuracy.past_estimates
+    assert past is not None
+    assert past.windows == 2
+    made = [row.detail["accuracy"]["estimated"]["value"] for row in ledger.checks.latest(engine, "digits", 5)][1::2]
+    off = [abs(value - each.answers.correct.mean()) for value, each in zip(made, reversed(scores), strict=True)]
+    assert past.error == pytest.approx(np.mean(off))
+    assert past.worst == pytest.approx(max(off))
+
+
+def test_errors_that_rise_over_windows_are_told(sqlite: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
+    model = deploy(sqlite, watched_settings)
+    assert run_check(sqlite, watched_settings).accuracy.errors_rose is None
+    right = model.world.scores(model.world.traffic[:600])
+    model.record(right, labels=[str(guess) for guess in right.predicted])
+    wrong = model.world.scores(model.world.traffic[:300])
+    model.record(wrong, labels=["0" if guess != "0" else "1" for guess in wrong.predicted])
+    rise = run_check(sqlite, watched_settings).accuracy.errors_rose
+    assert rise is not None
+    assert (rise.before, rise.after) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.1))
+    assert rise.since == pytest.approx(300, abs=64)
+
+
+def test_of_a_large_window_a_random_part_is_compared_and_all_labels_count(
+    engine: sa.Engine, watched_settings: Settings, deploy: Any
+) -> None:
+    model = deploy(engine, watched_settings)
+    sent = model.send(300, labelled=True)
+    whole, part = (read_window(engine, model.version, 300, sample) for sample in (300, 100))
+    assert (len(whole.scores), len(part.scores)) == (300, 100)
+    assert set(part.scores.digests) < set(whole.scores.digests)
+    assert (part.rows, part.start, part.end, part.first, part.last) == (
+        whole.rows, whole.start, whole.end, whole.first, whole.last,
+    )  # fmt: skip
+    assert sorted(part.answers.labels) == sorted(whole.answers.labels) == sorted(sent.labels)
+    assert part.answers.correct.mean() == whole.answers.correct.mean() == sent.answers.correct.mean()
+    other = read_window(engine, model.version, 300, 100)
+    assert set(other.scores.digests) != set(part.scores.digests)
+    assert len(read_window(engine, model.version, 50, 100).scores) == 50
+    assert len(read_window(engine, "nobody's", 50, 100).scores) == 0
+
+
 def test_without_a_live_model_the_error_says_what_to_do(sqlite: sa.Engine, watched_settings: Settings) -> None:
     with pytest.raises(NoLiveModel, match="perennial train DATA --name digits"):
         run_check(sqlite, watched_settings)
@@ -301,7 +380,7 @@ def test_the_document_has_what_the_contract_names(sqlite: sa.Engine, watched_set
     check: Check = run_check(sqlite, watched_settings)
     document = check.document()
     assert {"verdict", "causes", "model_version", "window", "families", "accuracy", "retrain"} <= set(document)
-    assert set(document["window"]) == {"rows", "start", "end", "precision"}
+    assert set(document["window"]) == {"rows", "start", "end", "precision", "first", "last"}
     assert {"properties", "output", "class_mix", "embedding", "labels"} <= set(document["families"])
     assert all({"score", "p_value", "alarm"} <= set(family) for family in document["families"].values())
     assert {"labels", "estimated"} <= set(document["accuracy"])

@@ -51,7 +51,12 @@ def families(reference: Scores, window: Scores) -> dict[str, Family]:
             separate(reference.embedding, window.embedding), alpha=alpha, floor=SETTINGS.embedding_floor
         ),
         "labels": detectors.labels(
-            reference, window, CLASSES, alpha=alpha, floor=SETTINGS.accuracy_drop, least=SETTINGS.min_labels
+            reference.answers,
+            window.answers,
+            CLASSES,
+            alpha=alpha,
+            floor=SETTINGS.accuracy_drop,
+            least=SETTINGS.min_labels,
         ),
     }
 
@@ -213,13 +218,13 @@ def test_the_estimate_follows_the_true_accuracy_without_labels(world: Any) -> No
     reference = world.scores(world.reference_rows)
     for change, least, most in ((None, 0.0, 0.04), (lambda images: images[:, :, ::-1], 0.0, 0.45)):
         window = world.scores(world.traffic, change)
-        found, true = estimated(reference, replace(window, labels=(None,) * len(window))), window.correct.mean()
+        found, true = estimated(reference, replace(window, labels=(None,) * len(window))), window.answers.correct.mean()
         assert found is not None
         assert found.low <= found.value <= found.high
         assert least <= abs(found.value - true) <= most
     mirrored = estimated(reference, world.scores(world.traffic, lambda images: images[:, :, ::-1]))
     assert mirrored is not None
-    assert mirrored.high < reference.correct.mean()
+    assert mirrored.high < reference.answers.correct.mean()
 
 
 def test_an_estimate_needs_rows(world: Any) -> None:

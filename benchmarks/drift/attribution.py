@@ -1,0 +1,103 @@
+"""Is the cause named rightly? Windows in which one thing is known to have changed, and what the verdict says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from benchmarks.drift.methods import verdict
+from benchmarks.drift.shifts import CAMERA
+from benchmarks.drift.worlds import Indexes, World, joined, relabelled
+from monitoring.verdict import Verdict
+from monitoring.window import Scores
+
+SKETCHES: Final = "sketches"
+_LENS, _DATA = Verdict.SENSOR_SHIFT, Verdict.DATA_DRIFT
+
+#: What each scenario is. A scene seen in another way (nearer, turned) is other data, not another lens.
+RIGHT: Final[dict[str, Verdict]] = {
+    "clean": Verdict.OK,
+    **dict.fromkeys(("brightness", "contrast", "blur", "noise", "JPEG quality", "hue"), _LENS),
+    **dict.fromkeys(("crop and zoom", "rotation"), _DATA),
+    "prior shift, mild": Verdict.PRIOR_SHIFT,
+    "prior shift, strong": Verdict.PRIOR_SHIFT,
+    "labels swapped": Verdict.CONCEPT_DRIFT,
+    SKETCHES: _DATA,
+    "sketches of few classes": _DATA,
+    "half photos, half sketches": _DATA,
+}
+_MILD, _STRONG = 2.0, 6.0  # how much more likely an image of the first third of the classes is
+
+
+@dataclass(frozen=True)
+class Named:
+    """How often a verdict was given."""
+
+    world: str
+    scenario: str
+    right: str
+    verdict: str
+    count: int
+    trials: int
+
+
+def window(world: World, scenario: str, rows: Indexes, random: np.random.Generator, count: int) -> Scores:
+    """`count` rows of a scenario from images [M] that are not in the reference."""
+    plain = world.scores[""]
+    if scenario in CAMERA:
+        return world.scores[scenario].take(rows[:count])
+    if scenario.startswith("prior"):
+        return plain.take(
+            _mixed(world.labels[rows], rows, _MILD if scenario.endswith("mild") else _STRONG, count, random)
+        )
+    if scenario == "labels swapped":
+        names = world.classes
+        swap = {names[0]: names[1], names[1]: names[0]}
+        taken = plain.take(rows[:count])
+        return relabelled(taken, tuple(swap.get(str(label), label) for label in taken.labels))
+    if scenario == "clean":
+        return plain.take(rows[:count])
+    other = world.scores[SKETCHES]
+    at = random.permutation(len(other))
+    if scenario == SKETCHES:
+        return other.take(at[:count])
+    if scenario == "sketches of few classes":
+        return other.take(_mixed(np.array(other.labels)[at], at, _STRONG, count, random))
+    half = count // 2
+    mixed = joined([plain.take(rows[: count - half]), other.take(at[:half])])
+    return mixed.take(random.permutation(count))
+
+
+def _mixed(labels: np.ndarray, rows: Indexes, more: float, count: int, random: np.random.Generator) -> Indexes:  # type: ignore[type-arg]
+    """Rows without replacement, those of the first third of the classes so much more likely."""
+    names = np.unique(labels)
+    favoured = np.isin(labels, names[: max(1, len(names) // 3)])
+    weights = np.where(favoured, more, 1.0)
+    return np.asarray(random.choice(rows, min(count, len(rows)), replace=False, p=weights / weights.sum()))
+
+
+def measure(
+    world: World, *, rows: int, scenarios: Sequence[str], seeds: int, say: Callable[[str], None]
+) -> list[Named]:
+    """Windows of `rows` against all other images."""
+    found = []
+    for scenario in scenarios:
+        given: Counter[str] = Counter()
+        for seed in range(seeds):
+            random = np.random.default_rng([seed, 7])
+            order = random.permutation(len(world))
+            prior = scenario.startswith("prior")
+            split = len(world) * 2 // 3 if prior else rows  # a mix needs images to choose from
+            chosen, rest = order[:split], order[split:]
+            scores = window(world, scenario, chosen, random, min(rows, split // 2 if prior else rows))
+            labelled = scenario in ("labels swapped", "clean")
+            given[str(verdict(world.reference(rest), scores, labelled=labelled))] += 1
+        right = str(RIGHT[scenario])
+        found += [Named(world.name, scenario, right, name, count, seeds) for name, count in given.most_common()]
+        said = ", ".join(f"{name} {count}" for name, count in given.most_common())
+        say(f"{world.name}, {scenario} ({right}): {said}")
+    return found

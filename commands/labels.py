@@ -1,0 +1,127 @@
+"""`perennial labels`: which images to label first, out to a file that people or Label Studio fill in, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from commands import console
+
+app = typer.Typer(no_args_is_help=True, help="Which images to label first; out to a file, and back.")
+
+_NOTHING: Final = 4
+_BAD_DATA: Final = 3
+_SHOWN: Final = 20
+
+Count = Annotated[int, typer.Option("--count", min=1, help="How many images.")]
+
+
+@app.command("queue")
+def queue(name: console.Name = None, count: Count = _SHOWN, as_json: console.Json = False) -> None:
+    """Show which unlabelled images of the live model tell the most: drifted, doubtful, unlike one another.
+
+    Exit code 4: there is nothing to label.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    version, questions = _questions(name, count)
+    if as_json:
+        console.print_json({"model_version": version, "queue": questions})
+    else:
+        table = Table("drift", "doubt", "confidence", "predicted", "prediction", "image", box=None)
+        for each in questions:
+            shown = [f"{each[key]:.2f}" for key in ("drift", "doubt", "confidence")]
+            table.add_row(*shown, *(escape(each[key]) for key in ("predicted", "prediction_id", "image")))
+        console.out.print(table if questions else _why_empty())
+    raise typer.Exit(0 if questions else _NOTHING)
+
+
+@app.command("export")
+def export(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; `.json` is for Label Studio, else CSV.")],
+    name: console.Name = None,
+    count: Count = 200,
+    as_json: console.Json = False,
+) -> None:
+    """Write the images to label first to FILE: a CSV with an empty column `label`, or tasks for Label Studio.
+
+    Exit code 4: there is nothing to label, and nothing was written.
+    """
+    from perennial import label_files
+
+    version, found = _questions(name, count)
+    if not found:
+        console.err.print(_why_empty(), markup=False)
+        raise typer.Exit(_NOTHING)
+    questions = [label_files.Question(**each) for each in found]
+    for_studio = out.suffix.lower() == ".json"
+    text = label_files.as_label_studio(questions, version) if for_studio else label_files.as_csv(questions)
+    beside = out.with_name(out.name + ".part")
+    beside.write_text(text, "utf-8")
+    beside.replace(out)
+    if as_json:
+        console.print_json({"model_version": version, "file": str(out), "images": len(questions)})
+    else:
+        console.out.print(f"{len(questions)} images to label: {out}", markup=False)
+        console.out.print(f"when they are labelled: perennial labels import {out}", markup=False, style="dim")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A filled-in CSV, or Label Studio's JSON export.")],
+    name: console.Name = None,
+    source: Annotated[str, typer.Option(help="Who gave the labels; kept with each of them.")] = "labels import",
+    as_json: console.Json = False,
+) -> None:
+    """Read labels back. Of several labels for a prediction the last one counts; doing it twice changes nothing.
+
+    Exit code 3: some labels name a prediction or a class that there is not; the others were taken.
+    """
+    from perennial import label_files
+    from perennial.ledger import labels, models, open_ledger, predictions
+
+    settings = console.settings_for(name)
+    given = label_files.read(file, source)
+    engine = open_ledger(settings.ledger_url)
+    versions = predictions.known(engine, [each.prediction_id for each in given])
+    classes = {model.version: frozenset(model.manifest.classes) for model in models.all_of(engine, settings.name)}
+    ours = [each for each in given if versions.get(each.prediction_id) in classes]
+    good = [each for each in ours if each.label in classes[versions[each.prediction_id]]]
+    changed = labels.add(engine, good)
+    missing = [each.prediction_id for each in given if versions.get(each.prediction_id) not in classes]
+    unknown = sorted({each.label for each in ours if each.label not in classes[versions[each.prediction_id]]})
+    if as_json:
+        found = {"labels": len(given), "accepted": len(good), "changed": changed}
+        console.print_json({**found, "unknown_predictions": missing, "unknown_labels": unknown})
+    else:
+        console.out.print(f"{len(given)} labels read, {len(good)} taken, {changed} of them new or changed")
+        if missing:
+            console.err.print(
+                f"{len(missing)} name no prediction of {settings.name}, such as {missing[0]}", markup=False
+            )
+        if unknown:
+            console.err.print(f"not a class of the model that answered: {', '.join(unknown[:10])}", markup=False)
+    raise typer.Exit(_BAD_DATA if missing or unknown else 0)
+
+
+def _questions(name: str | None, count: int) -> tuple[str, list[dict[str, Any]]]:
+    """The live version, and the images of its window that are worth a label."""
+    from monitoring.labelling_queue import queue_of_live
+    from perennial.ledger import open_ledger
+
+    settings = console.settings_for(name)
+    version, candidates = queue_of_live(open_ledger(settings.ledger_url), settings, count)
+    return version, [
+        {
+            "prediction_id": each.prediction_id, "image": each.image_url, "predicted": each.predicted,
+            "confidence": each.confidence, "drift": each.drift, "doubt": each.doubt,
+        }
+        for each in candidates
+    ]  # fmt: skip
+
+
+def _why_empty() -> str:
+    return "nothing to label: the latest predictions have labels, or their images were not captured (serve.capture)"

@@ -1,0 +1,145 @@
+"""The drift benchmark draws what it says it draws, and its methods see what cannot be overlooked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.drift import attribution, detection
+from benchmarks.drift.__main__ import main
+from benchmarks.drift.methods import METHODS, Sides
+from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY
+from benchmarks.drift.worlds import World, joined
+from monitoring.verdict import Verdict
+from monitoring.window import Scores
+
+CLASSES = ("a", "b", "c")
+IMAGES = 600
+
+
+def scores(random: np.random.Generator, truth: np.ndarray, *, moved: float = 0.0, change: str = "") -> Scores:  # type: ignore[type-arg]
+    """A model that is right and sure of 600 images of three classes."""
+    logits = 3 * np.eye(3)[truth] + random.normal(moved, 1.0, (len(truth), 3)) * [1, 0.5, 0.2]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    guessed = probabilities.argmax(axis=1)
+    embedding = random.normal(moved, 1.0, (len(truth), 8)) + 2 * np.eye(8)[truth]
+    return Scores(
+        probabilities.astype(np.float32),
+        embedding.astype(np.float32),
+        random.normal(0.5, 0.1, (len(truth), 7)).astype(np.float32),
+        np.array(CLASSES, dtype=object)[guessed],
+        probabilities.max(axis=1).astype(np.float32),
+        tuple(CLASSES[at] for at in truth),
+        tuple(f"{change} {at}" for at in range(len(truth))),
+    )
+
+
+@pytest.fixture(scope="module")
+def small() -> World:
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 3, IMAGES)
+    changes = ["", *FAILING_LOUDLY, *CAMERA, attribution.SKETCHES]
+    found = {
+        name: scores(np.random.default_rng(1), truth, moved=0.0 if not name else 2.0, change=name) for name in changes
+    }
+    components = {name: each.embedding[:, :4] for name, each in found.items()}
+    return World("small", CLASSES, np.array([CLASSES[at] for at in truth]), found, components)
+
+
+@pytest.mark.parametrize("name", [*FAILING_LOUDLY, *CAMERA])
+def test_a_change_changes_images_and_keeps_their_form(name: str) -> None:
+    random = np.random.default_rng(0)
+    smooth = np.linspace(40, 200, 32)[None, :, None, None] + random.uniform(-30, 30, (4, 1, 32, 3)).cumsum(axis=2) / 8
+    pixels = smooth.clip(0, 255).astype(np.uint8)
+    before = pixels.copy()
+    change = {**FAILING_LOUDLY, **CAMERA}[name]
+    once, again = (change(pixels, np.random.default_rng(5)) for _ in range(2))
+    assert (once.shape, once.dtype) == (pixels.shape, np.uint8)
+    assert np.array_equal(once, again)
+    assert np.array_equal(pixels, before)
+    assert not np.array_equal(once, pixels)
+
+
+@pytest.mark.parametrize("reference", [detection.EQUAL, detection.FULL])
+@pytest.mark.parametrize("shift", list(detection.SHIFTS))
+def test_a_window_and_its_reference_share_no_image(small: World, shift: str, reference: str) -> None:
+    sides = detection.draw(small, 200, reference, shift, 0.5, seed=3)
+    assert sides is not None
+    numbers = [{digest.split(" ")[-1] for digest in side.digests} for side in (sides.reference.scores, sides.window)]
+    assert not numbers[0] & numbers[1]
+    assert len(sides.reference.scores) == (200 if reference == detection.EQUAL else 400)
+    assert len(sides.before) == len(sides.reference.scores)
+    assert len(sides.now) == len(sides.window)
+    change, classes = detection.SHIFTS[shift]
+    if not classes:
+        assert len(sides.window) == 200
+    if change:
+        moved = np.mean([digest.startswith(change) for digest in sides.window.digests])
+        assert moved == pytest.approx(0.5, abs=0.01)
+    if classes == "one class":
+        assert set(sides.window.labels) == {"a"}
+    if classes == detection.KNOCK_OUT:
+        full = detection.draw(small, 200, reference, shift, 1.0, seed=3)
+        assert full is not None
+        assert "a" not in full.window.labels
+    assert detection.draw(small, 500, detection.EQUAL, shift, 0.5, seed=3) is None  # there are not so many
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_sees_a_large_shift_and_not_one_that_is_not_there(small: World, name: str) -> None:
+    def alarms(shift: str, seeds: range) -> list[bool]:
+        drawn = [detection.draw(small, 100, detection.EQUAL, shift, 1.0, seed) for seed in seeds]
+        return [METHODS[name](sides) for sides in drawn if isinstance(sides, Sides)]
+
+    assert all(alarms("noise large", range(3)))
+    assert sum(alarms(detection.NONE, range(8))) <= 2
+
+
+def test_a_cell_counts_alarms_of_trials(small: World) -> None:
+    told: list[str] = []
+    cells = detection.measure(
+        small, sizes=[100], references=[detection.EQUAL], shifts=[detection.NONE, "noise large"], seeds=2, clean=3,
+        methods=["softmax KS (BBSDs)"], say=told.append,
+    )  # fmt: skip
+    assert [(cell.shift, cell.delta, cell.trials) for cell in cells] == [
+        ("none", 0.0, 3), ("noise large", 0.1, 2), ("noise large", 0.5, 2), ("noise large", 1.0, 2),
+    ]  # fmt: skip
+    assert cells[-1].alarms == 2
+    assert len(told) == 4
+
+
+def test_scenarios_are_what_they_are_called(small: World) -> None:
+    random, rows = np.random.default_rng(0), np.arange(400)
+    strong = attribution.window(small, "prior shift, strong", rows, random, 150)
+    assert np.mean([label == "a" for label in strong.labels]) > 0.5
+    swapped = attribution.window(small, "labels swapped", rows, random, 100)
+    plain = small.scores[""].take(rows[:100])
+    assert {(old, new) for old, new in zip(plain.labels, swapped.labels, strict=True)} == {
+        ("a", "b"),
+        ("b", "a"),
+        ("c", "c"),
+    }
+    half = attribution.window(small, "half photos, half sketches", rows, random, 100)
+    assert sum(digest.startswith(attribution.SKETCHES) for digest in half.digests) == 50
+    for scenario in attribution.RIGHT:
+        assert len(attribution.window(small, scenario, rows, random, 100)) == 100
+    named = attribution.measure(small, rows=300, scenarios=["labels swapped"], seeds=2, say=lambda line: None)
+    assert [(each.right, each.verdict, each.count, each.trials) for each in named] == [
+        (Verdict.CONCEPT_DRIFT, Verdict.CONCEPT_DRIFT, 2, 2)
+    ]
+
+
+def test_rows_one_after_the_other(small: World) -> None:
+    whole = small.scores[""]
+    parts = joined([whole.take(np.arange(10)), whole.take(np.arange(10, 25))])
+    assert parts.digests == whole.digests[:25]
+    assert np.array_equal(parts.embedding, whole.embedding[:25])
+    assert replace(parts, labels=(None,) * 25).answers.correct.size == 0
+
+
+def test_what_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--only", "nonesuch"])
+    assert "'nonesuch' is none of: detection, attribution" in capsys.readouterr().err
