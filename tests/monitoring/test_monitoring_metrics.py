@@ -9,10 +9,12 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client import generate_latest
 
+from monitoring.accuracies import Accuracies
 from monitoring.accuracy import Accuracy
-from monitoring.check import Accuracies, Check
+from monitoring.check import Check
 from monitoring.detectors import Column, Family
 from monitoring.metrics import registry
+from monitoring.persistence import State
 from monitoring.policy import RetrainDecision
 from monitoring.verdict import Cause, Verdict
 from perennial import ledger
@@ -33,9 +35,13 @@ def check(verdict: Verdict = Verdict.SENSOR_SHIFT, labels: Accuracy | None = Non
         start=now,
         end=now,
         precision="float32",
+        first="1",
+        last="2",
         families={"properties": Family(1.9, 1e-9, True, 0.25, (dark, broken))},
         accuracy=Accuracies(labels, 0, Accuracy(0.9, 0.85, 0.94, 300), Accuracy(0.95, 0.92, 0.97, 400)),
         retrain=RetrainDecision(False, "the model still copes"),
+        state=State.SUSPECTED,
+        false_alarms=None,
         report_url=None,
         seconds=2.5,
     )
