@@ -8,7 +8,7 @@ import torchvision
 import typer
 from typer.testing import CliRunner
 
-from commands import backbones
+from commands import backbones, console
 from training.catalog import entries
 
 app = typer.Typer()
@@ -35,10 +35,11 @@ def test_every_classification_network_is_listed_and_none_is_built(monkeypatch: p
     assert listed["mobilenet_v3_small"].at_hand == ("builtin",)
 
 
-def test_weights_of_other_terms_are_marked() -> None:
+def test_weights_of_other_terms_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.out, "width", 120)
     own_terms = {entry.name for entry in entries() if entry.license}
     assert own_terms == {"regnet_y_128gf", "vit_h_14"}  # those that have no weights of torchvision's own training
-    shown = CliRunner().invoke(app, [], env={"COLUMNS": "120"}).stdout
+    shown = CliRunner().invoke(app, []).stdout
     assert "SWAG_E2E_V1 *" in shown
     assert "read them before commercial use: https://github.com/facebookresearch/SWAG" in shown
 
