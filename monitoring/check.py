@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from monitoring.accuracies import Accuracies, read_accuracies
 from monitoring.accuracy import loss_p_value
 from monitoring.attribution import Evidence, attribute
 from monitoring.detectors import Family
 from monitoring.drift_events import RETRAINS, History, Told, changes, is_requested, read_history
 from monitoring.evidence import gather
 from monitoring.live import live_model
+from monitoring.live_accuracy import Accuracies, read_accuracies
 from monitoring.persistence import FalseAlarms, Looked, Persistence, State
 from monitoring.policy import RetrainDecision, Situation, decide
 from monitoring.prune import prune_reports

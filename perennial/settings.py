@@ -294,6 +294,15 @@ class MonitorSettings(Section):
     interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")
     port: int = Field(3001, ge=0, le=65535, description="Port of the watcher's own `/metrics`; 0 turns it off.")
 
+    @model_validator(mode="after")
+    def _drift_can_open(self) -> MonitorSettings:
+        if self.open_after > self.open_of:
+            raise ValueError(
+                f"open_after is {self.open_after} of the latest open_of = {self.open_of} windows, so drift would never "
+                "be opened; raise open_of, or lower open_after"
+            )
+        return self
+
 
 class RetrainSettings(Section):
     """When a model is trained anew, and what it must show."""

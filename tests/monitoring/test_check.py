@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from scipy.stats import ks_2samp
 
+from monitoring import two_sample
 from monitoring.check import Check, run_check
 from monitoring.window import read_window, window_of
 from perennial import ledger
@@ -106,6 +108,28 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
         assert row.report_url == row.detail["report_url"]
         assert storage.read(storage.key_of(row.report_url)).lstrip()[:5].lower() in (b"<html", b"<!doc")
     assert rows[-1].report_url is None, "nothing was tested, so there is nothing to show"
+
+
+def test_evidently_shows_the_numbers_that_the_verdict_rests_on(world: Any) -> None:
+    from monitoring import report
+
+    reference, window = world.reference(), world.scores(world.traffic[:300], dark)
+    measured = two_sample.measure(reference, window)
+    run = report.render(
+        reference, window, measured, alpha=0.0015, least_labels=100, at=datetime.now(UTC), name="a test", metadata={}
+    )
+    shown: dict[str, Any] = {}
+    for metric in run.dict()["metrics"]:
+        kind = metric["config"]["type"].rsplit(":", 1)[-1]
+        shown[metric["config"]["column"] if kind == "ValueDrift" else kind] = metric["value"]
+    assert len(measured.p_values) >= 11
+    for column, p_value in measured.p_values.items():
+        assert shown[column] == pytest.approx(p_value, rel=1e-6, abs=1e-300), column
+    assert shown["predicted"] == pytest.approx(measured.class_mix)
+    assert measured.separation is not None
+    assert shown["DomainClassifier"]["auc"] == measured.separation.auc
+    assert shown["DomainClassifier"]["p_value"] == measured.separation.p_value
+    assert {"Accuracy", "RecallByLabel"} <= set(shown)
 
 
 def test_two_of_three_windows_open_drift_and_three_clean_ones_close_it(

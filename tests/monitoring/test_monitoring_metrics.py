@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client import generate_latest
 
-from monitoring.accuracies import Accuracies
 from monitoring.accuracy import Accuracy
 from monitoring.check import Check
 from monitoring.detectors import Column, Family
+from monitoring.live_accuracy import Accuracies
 from monitoring.metrics import registry
 from monitoring.persistence import State
 from monitoring.policy import RetrainDecision

@@ -51,6 +51,15 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> N
         load_settings(toml(tmp_path, "[serve]\nprot = 1\n"))
 
 
+def test_drift_that_could_never_open_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "perennial.toml"
+    path.write_text("[monitor]\nopen_after = 4\n")
+    with pytest.raises(InvalidSettings, match="drift would never be opened"):
+        load_settings(path)
+    path.write_text("[monitor]\nopen_after = 3\nopen_of = 3\n")
+    assert load_settings(path).monitor.open_after == 3
+
+
 def test_an_unknown_variable_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERENNIAL_MONITOR__WINDOWS", "5")
     with pytest.raises(InvalidSettings, match=r"PERENNIAL_MONITOR__WINDOWS.*did you mean 'monitor\.window'"):
