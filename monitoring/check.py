@@ -293,6 +293,7 @@ def _families(evidence: Evidence) -> dict[str, Family]:
         "class_mix": evidence.class_mix,
         "embedding": evidence.embedding,
         WITHIN_CLASSES: evidence.within_classes,
+        "novelty": evidence.novelty,
         "labels": evidence.labels,
     }
     return {name: family for name, family in families.items() if family is not None}

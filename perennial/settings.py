@@ -263,8 +263,8 @@ class MonitorSettings(Section):
         0.0015,
         ge=0.001,
         lt=0.5,
-        description="False-alarm rate of each of the five families of tests on clean windows, after correction; "
-        "the whole verdict's is at most five times this.",
+        description="False-alarm rate of each of the six families of tests on clean windows, after correction; "
+        "the whole verdict's is at most six times this.",
     )
     property_floor: float = Field(
         0.25,
@@ -279,6 +279,9 @@ class MonitorSettings(Section):
     class_mix_floor: Fraction = Field(0.10, description="Least change of the class mix that counts (total variation).")
     embedding_floor: Fraction = Field(
         0.60, description="Least area under the curve of the domain classifier on embeddings that counts."
+    )
+    novelty_floor: Fraction = Field(
+        0.02, description="Least share of images like nothing in the reference that counts, beyond the usual."
     )
     accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
     open_after: int = Field(
