@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import sys
 from pathlib import Path
@@ -41,6 +42,10 @@ def ui(
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)  # noqa: S104
         console.out.print(f"Evidently's interface to the checks: http://{shown}:{port}  (Ctrl-C ends it)")
         sys.stdout.flush()
+        if not ipaddress.ip_address(address).is_loopback:
+            console.err.print(
+                f"whoever reaches {address} port {port} can read the checks: no password is asked", markup=False
+            )
         serve(app, listener)
 
 

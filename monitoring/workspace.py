@@ -6,8 +6,10 @@ which takes longer with each check.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,8 @@ with quietly():
     from evidently.ui.storage.local.base import DASHBOARD_FILE_NAME, PROJECT_FILE_NAME, SNAPSHOTS_DIR_NAME
 
 _TAB: Final = "Checks"
+#: Seconds after which a file that is still half written belongs to a check that was killed.
+_ABANDONED: Final = 3600
 #: A project's id follows from the model's name, so that two processes that begin one at once begin the same.
 _PROJECTS: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "perennial.evidently")
 
@@ -52,14 +56,10 @@ def add_run(folder: Path, name: str, run: Snapshot, keep: int) -> Path:
         older = sorted(found for found in path.parent.glob("*.json") if found != path)
         for old in older[: max(0, len(older) + 1 - keep)]:  # the ids sort by time
             old.unlink(missing_ok=True)
+        _sweep(folder)
     except Exception as error:  # Evidently raises its own kinds
         raise WorkspaceUnavailable(f"{folder} cannot be written: {error}") from error
     return path
-
-
-def count_runs(folder: Path) -> int:
-    """How many runs the workspace holds, of all models."""
-    return sum(1 for _ in folder.glob(f"*/{SNAPSHOTS_DIR_NAME}/*.json"))
 
 
 def dashboard(name: str) -> DashboardModel:
@@ -132,3 +132,11 @@ def _put(path: Path, document: dict[str, Any], folder: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed checks left half written beside the workspace."""
+    for left in folder.parent.glob(f".{folder.name}.*.json.*"):
+        with contextlib.suppress(FileNotFoundError):  # another check has just finished it
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()

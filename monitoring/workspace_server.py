@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monitoring.quiet_evidently import quietly
 from perennial.errors import WorkspaceUnavailable
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that open connections have to end once the server is told to stop.
 _LAST_WORDS: Final = 3
+#: What a browser may load for these pages: from here alone. Evidently's own pages want no more; those that describe its
+#: API would take scripts and fonts from elsewhere.
+_POLICY: Final = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
 class _WorkspaceAtHand(LocalStorageComponent):  # type: ignore[misc]  # evidently has no types
@@ -60,8 +64,8 @@ class _WorkspaceAtHand(LocalStorageComponent):  # type: ignore[misc]  # evidentl
 def open_workspace(folder: Path, host: str) -> Any:
     """Evidently's app over the workspace in `folder`, with all of its runs read, as ASGI.
 
-    Nothing can be changed through it. Where `host` is a loopback address, requests must name this machine (against DNS
-    rebinding).
+    Nothing can be changed through it, and its pages load nothing from elsewhere. Where `host` is a loopback address,
+    requests must name this machine (against DNS rebinding).
 
     Raises:
         WorkspaceUnavailable: a file in it cannot be read.
@@ -75,14 +79,29 @@ def open_workspace(folder: Path, host: str) -> Any:
     )
     try:
         # Evidently prints what it is made of.
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), quietly():
             app = create_app(config)
     except Exception as error:  # Evidently raises its own kinds
         why = _unreadable(folder) or f"{folder} cannot be read: {error}"
         raise WorkspaceUnavailable(why) from error
+    app = _from_here_alone(app)
     if not ipaddress.ip_address(host).is_loopback:
         return app
-    return TrustedHostMiddleware(app, allowed_hosts=["localhost", "127.0.0.1", "::1", host], www_redirect=False)
+    return TrustedHostMiddleware(app, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host], www_redirect=False)
+
+
+def _from_here_alone(app: ASGIApp) -> ASGIApp:
+    """The same app, with `_POLICY` on each answer."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"content-security-policy", _POLICY)]
+            await send(message)
+
+        await app(scope, receive, send_on)
+
+    return answer
 
 
 def serve(app: Any, listener: socket.socket) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -138,6 +140,11 @@ def test_each_check_is_a_run_of_its_models_project_and_a_point_in_every_panel(
             assert client.delete(f"/api/projects/{project.id}").status_code == 403
             assert client.post("/api/v2/projects/", json={"name": "another"}).status_code == 403
             assert client.get("/api/v2/projects/", headers={"Host": "elsewhere.example"}).status_code == 400
+            # The pages of Evidently's API would load scripts from elsewhere: the browser is told not to.
+            for path in ("/", "/schema"):
+                policy = client.get(path).raise_for_status().headers["content-security-policy"]
+                assert policy.startswith("default-src 'self'")
+                assert "http" not in policy
 
             # A check that comes while it runs shows without a restart.
             from monitoring.workspace import add_run
@@ -211,6 +218,35 @@ def test_checks_that_begin_a_project_at_once_begin_the_same(tmp_path: Path, smal
     path.write_text("{")  # of another version, or broken
     add_run(folder, "digits", small_run, keep=100)
     assert workspace.search_project("digits")[0].dashboard.model() == dashboard("digits")
+
+
+def test_what_killed_checks_left_half_written_goes_after_a_while(tmp_path: Path, small_run: Any) -> None:
+    from monitoring.workspace import add_run
+
+    old, young, other = (tmp_path / name for name in (".evidently.a.json.01", ".evidently.b.json.02", ".other.json.03"))
+    for path in (old, young, other):
+        path.write_text("{")
+    for path in (old, other):
+        os.utime(path, (time.time() - 7200,) * 2)
+    add_run(tmp_path / "evidently", "digits", small_run, keep=100)
+    assert [path.exists() for path in (old, young, other)] == [False, True, True]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_interface_answers_by_the_names_of_this_machine_alone(tmp_path: Path, small_run: Any, address: str) -> None:
+    from monitoring.workspace import add_run
+    from monitoring.workspace_server import open_workspace
+
+    add_run(tmp_path / "evidently", "digits", small_run, keep=100)
+    app = open_workspace(tmp_path / "evidently", address)
+
+    async def answers() -> dict[str, int]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            hosts = ("localhost:3002", "127.0.0.1:3002", "[::1]:3002", "localhost.elsewhere.example", "10.0.0.1")
+            return {host: (await client.get("/api/v2/projects/", headers={"Host": host})).status_code for host in hosts}
+
+    assert list(asyncio.run(answers()).values()) == [200, 200, 200, 400, 400]
 
 
 def test_a_run_that_cannot_be_read_is_named(tmp_path: Path, small_run: Any) -> None:
