@@ -289,7 +289,10 @@ class MonitorSettings(Section):
         3, ge=1, le=20, description="So many windows in a row have to be clean before an open drift is closed."
     )
     keep_reports: int = Field(
-        100, ge=1, description="Reports of the newest checks that are kept, about 4 MB each; older ones are deleted."
+        100,
+        ge=1,
+        description="Reports of the newest checks that are kept, about 4 MB each, and runs in the Evidently workspace, "
+        "about .6 MB each; older ones are deleted.",
     )
     workspace: bool = Field(
         True, description="Add each check's run to the Evidently workspace in `home`, which `perennial ui` shows."
