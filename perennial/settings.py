@@ -292,7 +292,13 @@ class MonitorSettings(Section):
         3, ge=1, le=20, description="So many windows in a row have to be clean before an open drift is closed."
     )
     keep_reports: int = Field(
-        100, ge=1, description="Reports of the newest checks that are kept, about 4 MB each; older ones are deleted."
+        100,
+        ge=1,
+        description="Reports of the newest checks that are kept, about 4 MB each, and runs in the Evidently workspace, "
+        "about .6 MB each; older ones are deleted.",
+    )
+    workspace: bool = Field(
+        True, description="Add each check's run to the Evidently workspace in `home`, which `perennial ui` shows."
     )
     interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")
     port: int = Field(3001, ge=0, le=65535, description="Port of the watcher's own `/metrics`; 0 turns it off.")
@@ -395,6 +401,11 @@ class Settings(BaseSettings):
     def journal_path(self) -> Path:
         """Predictions and images that wait for the database and the storage. Must outlive the process."""
         return self.home_path / "journal" / self.name
+
+    @property
+    def workspace_path(self) -> Path:
+        """The Evidently workspace: this machine's, whichever model's checks."""
+        return self.home_path / "evidently"
 
     @property
     def cache_path(self) -> Path:
