@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 WITHIN_CLASSES: Final = "embedding_within_classes"
 #: Columns of a family that the check keeps; of more, those with the largest effects.
 MOST_COLUMNS: Final = 40
+#: The clocks of two machines differ by no more than this, unless one of them is wrong.
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +121,14 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     Raises:
         NoLiveModel: nothing has been deployed.
         InvalidBundle: the live bundle, or its reference, does not verify.
-        LedgerUnavailable, StorageUnavailable: try again later; nothing was written.
+        LedgerUnavailable, StorageUnavailable: try again later; nothing was written, but perhaps a report that no check
+            names, which `perennial prune` removes.
     """
     began = time.perf_counter()
     live = live_model(engine, settings)
     version, storage = live.version, Storage(settings.blobs_url)
     window = read_window(engine, version, settings.monitor.window, settings.monitor.sample)
+    _warn_of_the_future(window)
     reference = read_reference(live.bundle, window.precision)
     if reference is None:
         found = _incomparable(live.bundle.manifest, window)
@@ -175,6 +179,18 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     if found.run is not None and settings.monitor.workspace:
         _add_to_workspace(settings, found.run)
     return check
+
+
+def _warn_of_the_future(window: Window) -> None:
+    """Predictions are sorted by the clock of the service. One that was set back hides what comes after behind what came
+    before, until it is as late again."""
+    ahead = window.end - datetime.now(UTC) if window.end is not None else timedelta(0)
+    if ahead > _CLOCKS_DIFFER:
+        logger.warning(
+            "the newest predictions are dated %s ahead of this machine's clock: a clock was wrong or was set back; "
+            "predictions with earlier dates are looked at once they are the newest",
+            timedelta(seconds=round(ahead.total_seconds())),
+        )
 
 
 def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
