@@ -10,7 +10,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from perennial import ledger
-from perennial.ledger.checks import CheckRow
+from perennial.ledger.checks import Estimate
 
 #: Past windows that are looked at, and checks among which they are looked for.
 MOST_WINDOWS: Final = 20
@@ -30,12 +30,11 @@ def backtest(engine: sa.Engine, name: str, version: str, least_labels: int) -> B
     """Estimates that earlier checks of a version made, against the labels that their windows have by now; None where no
     window has `least_labels`."""
     distances = []
-    for check in _apart(ledger.checks.latest(engine, name, _CHECKS, model_version=version)):
-        window = check.window
+    for window, estimate in _apart(ledger.checks.estimates(engine, name, version, _CHECKS)):
         answers = ledger.predictions.labelled_answers_between(engine, version, window["first"], window["last"])
         if len(answers) >= least_labels:
             truth = np.mean([answer.answered == answer.true_label for answer in answers])
-            distances.append(abs(float(check.detail["accuracy"]["estimated"]["value"]) - float(truth)))
+            distances.append(abs(estimate - float(truth)))
         if len(distances) == MOST_WINDOWS:
             break
     if not distances:
@@ -43,13 +42,12 @@ def backtest(engine: sa.Engine, name: str, version: str, least_labels: int) -> B
     return Backtest(len(distances), float(np.mean(distances)), float(np.max(distances)))
 
 
-def _apart(latest_first: Sequence[CheckRow]) -> list[CheckRow]:
-    """Those that estimated, of windows that share no rows."""
-    found: list[CheckRow] = []
-    for check in latest_first:
-        span = (check.window.get("first"), check.window.get("last"))
-        if None in span or not (check.detail.get("accuracy") or {}).get("estimated"):
+def _apart(latest_first: Sequence[Estimate]) -> list[Estimate]:
+    """Those of windows that share no rows."""
+    found: list[Estimate] = []
+    for window, estimate in latest_first:
+        if None in (window.get("first"), window.get("last")):
             continue
-        if not found or span[1] < found[-1].window["first"]:
-            found.append(check)
+        if not found or window["last"] < found[-1][0]["first"]:
+            found.append((window, estimate))
     return found

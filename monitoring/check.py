@@ -19,7 +19,7 @@ from monitoring.evidence import gather
 from monitoring.live import live_model
 from monitoring.live_accuracy import Accuracies, read_accuracies
 from monitoring.persistence import FalseAlarms, Looked, Persistence, State
-from monitoring.policy import RetrainDecision, Situation, decide
+from monitoring.policy import RetrainDecision, Situation, decide, is_lost
 from monitoring.prune import prune_reports
 from monitoring.two_sample import Measured
 from monitoring.verdict import Cause, Verdict
@@ -280,23 +280,20 @@ def _decision(
     unseen: Scores,
     window: Window,
 ) -> RetrainDecision:
-    captures = 0
-    if accuracy.labels is not None:
-        captures = ledger.predictions.count_labelled_captures(engine, [version])
     last = ledger.events.last(engine, settings.name, RETRAINS)
-    return decide(
-        Situation(
-            verdict=verdict,
-            reference=accuracy.reference,
-            labelled=accuracy.labels,
-            estimated=accuracy.estimated,
-            loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
-            alpha=settings.monitor.alpha,
-            captures=captures,
-            seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
-        ),
-        settings.retrain,
+    situation = Situation(
+        verdict=verdict,
+        reference=accuracy.reference,
+        labelled=accuracy.labels,
+        estimated=accuracy.estimated,
+        loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
+        alpha=settings.monitor.alpha,
+        captures=0,
+        seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
     )
+    if is_lost(situation, settings.retrain):  # counting takes as long as a version has labels
+        situation = replace(situation, captures=ledger.predictions.count_labelled_captures(engine, [version]))
+    return decide(situation, settings.retrain)
 
 
 def _events(engine: sa.Engine, check: Check, digest: str, history: History) -> list[Told]:

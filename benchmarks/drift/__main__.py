@@ -3,6 +3,7 @@
   detection    the share of windows that alarm, in the form of Failing Loudly: its shifts, its deltas, windows of 50 to
                1,000 rows, against as many reference rows and against all others; with a column of no shift at all.
   attribution  windows in which one thing is known to have changed, and the verdict that is given.
+  cost         seconds and memory of a check from the shell, by the rows of its window and of the ledger.
 
   python -m benchmarks.drift --worlds digits
   python -m benchmarks.drift --only attribution --seeds 20
@@ -23,13 +24,13 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.drift import attribution, detection
+from benchmarks.drift import attribution, cost, detection
 from benchmarks.drift.methods import METHODS
 from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY
 from benchmarks.drift.worlds import World, build, digits_on_disk, photos_on_disk
 from benchmarks.transfer import RESULTS, hardware
 
-PARTS: Final = ("detection", "attribution")
+PARTS: Final = ("detection", "attribution", "cost")
 WORLDS: Final = ("digits", "photos")
 
 
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         cells: list[Any] = []
         named: list[Any] = []
-        for name in chosen.worlds:
+        costs = cost.measure(folder / "cost", runs=chosen.runs, say=say) if "cost" in chosen.only else []
+        for name in chosen.worlds if set(chosen.only) - {"cost"} else ():
             world = _world(name, chosen.test_data, folder)
             say(f"{name}: {len(world)} images that the model has not seen")
             if "detection" in chosen.only:
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     each for each in attribution.RIGHT if "sketches" not in each or attribution.SKETCHES in world.scores
                 ]
                 named += attribution.measure(world, rows=chosen.rows, scenarios=known, seeds=chosen.seeds, say=say)
-        for part, rows in (("detection", cells), ("attribution", named)):
+        for part, rows in (("detection", cells), ("attribution", named), ("cost", costs)):
             if rows and chosen.write:
                 _write(rows, chosen.out / f"drift-{part}-{hardware()}.csv")
 
@@ -111,6 +113,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20, help="windows of each shift")
     parser.add_argument("--clean", type=int, default=200, help="windows without a shift")
     parser.add_argument("--rows", type=int, default=500, help="of a window whose cause is to be named")
+    parser.add_argument("--runs", type=int, default=5, help="of a check, whose cost is the median")
     parser.add_argument("--test-data", type=Path, default=data, metavar="FOLDER")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the models and features there")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the CSV files")

@@ -17,6 +17,10 @@ from perennial.ledger.schema import checks
 _MOST_REPORTS: Final = 500  # in one go; what is left is taken by the next
 
 
+#: A check's window, and the accuracy that was estimated of it.
+Estimate = tuple[dict[str, Any], float]
+
+
 @dataclass(frozen=True, slots=True)
 class CheckRow:
     """`window` is {"rows", "start", "end"}; `detail` is the monitor's JSON document."""
@@ -90,6 +94,18 @@ def verdicts(
             (row.id, row.verdict, row.window)
             for row in connection.execute(query.order_by(checks.c.id.desc()).limit(limit))
         ]
+
+
+def estimates(engine: sa.Engine, name: str, model_version: str, limit: int) -> list[Estimate]:
+    """Of a version's newest checks those that estimated its accuracy, newest first: a check's whole document is some
+    20 kB of JSON, of which this is one number."""
+    estimate = checks.c.detail["accuracy", "estimated", "value"].as_float()
+    newest = sa.select(checks.c.id, checks.c.window, estimate.label("estimate")).where(
+        checks.c.name == name, checks.c.model_version == model_version
+    )
+    newest = newest.order_by(checks.c.id.desc()).limit(limit)
+    with reading(engine) as connection:
+        return [(row.window, row.estimate) for row in connection.execute(newest) if row.estimate is not None]
 
 
 def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:
