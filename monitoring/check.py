@@ -193,7 +193,7 @@ def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Re
     unseen = reference.unseen
     accuracy = read_accuracies(engine, settings, version, unseen, window)
     retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
-    families = _families(gathered.evidence)
+    families = families_of(gathered.evidence)
     run = _rendered(settings, version, reference, window, gathered.measured, verdict, families, accuracy)
     return _Finding(verdict, causes, families, accuracy, retrain, run)
 
@@ -311,7 +311,8 @@ def expected_false_alarms(
     return FalseAlarms(rate, windows, windows * took)
 
 
-def _families(evidence: Evidence) -> dict[str, Family]:
+def families_of(evidence: Evidence) -> dict[str, Family]:
+    """The families that were tried, by the names that the check gives them."""
     families = {
         "properties": evidence.properties,
         "output": evidence.output,

@@ -18,6 +18,8 @@ from sklearn.decomposition import PCA
 from benchmarks.drift.shifts import Change, Pixels
 from monitoring.window import Collection, Reference, Scores, Window
 from perennial.bundle import Bundle
+from perennial.chance import ChanceEffects
+from perennial.effects import chance_effects
 from perennial.graph import PROPERTIES, Graph
 from perennial.images import ImageLimits
 from training import datasets
@@ -35,7 +37,8 @@ class World:
     """A model, the images it never saw with their labels, and other images (sketches) that may come in their place.
 
     `scores` and `pixels` are by the name of a change, "" for none: what the graph said of each image [N], and the
-    principal components of its raw pixels [N, 32], by axes that were fitted on the training images.
+    principal components of its raw pixels [N, 32], by axes that were fitted on the training images. `chance` is what a
+    bundle says of its reference.
     """
 
     name: str
@@ -43,12 +46,14 @@ class World:
     labels: NDArray[np.str_]
     scores: Mapping[str, Scores]
     components: Mapping[str, NDArray[np.float32]]
+    chance: ChanceEffects | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def reference(self, rows: Indexes) -> Reference:
-        return Reference(self.classes, PROPERTIES, self.scores[""].take(rows), np.ones(len(rows), dtype=bool))
+        held_out = np.ones(len(rows), dtype=bool)
+        return Reference(self.classes, PROPERTIES, self.scores[""].take(rows), held_out, chance=self.chance)
 
 
 def joined(parts: list[Scores]) -> Scores:
@@ -137,7 +142,9 @@ def build(
         pixels = _pixels(their_paths, rule.crop)
         scores[other] = _scored(graph, pixels, their_labels, bundle, other)
         components[other] = axes.transform(_small(pixels)).astype(np.float32)
-    return World(name, bundle.manifest.classes, np.array(truth), scores, components)
+    plain = scores[""]
+    chance = chance_effects(plain.properties, plain.probabilities, plain.predicted)
+    return World(name, bundle.manifest.classes, np.array(truth), scores, components, chance)
 
 
 def _trained(
