@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ Floats = NDArray[np.float32]
 _COLUMNS: Final = (
     "image_digest", "label", "predicted", "confidence", "probabilities", "embedding", "properties", "held_out",
 )  # fmt: skip
+
+#: How a reference image came in. Bundles that were made before do not have these columns.
+_HEADER: Final = ("format", "mode", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,8 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """How the images came in: shares of the window by format, colour mode, size and source, largest first."""
+    """How the images came in: shares of the window (or of a reference, which has no sources) by format, colour mode,
+    size ("640x480") and source ("" where none was said), largest first."""
 
     formats: dict[str, float]
     modes: dict[str, float]
@@ -97,6 +102,8 @@ class Collection:
     sources: dict[str, float]
     #: The share of the window that is one and the same image, byte for byte.
     most_repeated: float
+    #: Of its newest third.
+    newest_sources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,8 @@ class Window:
     #: Of each row of `scores`: the id of its prediction, and where its image is (None if it was not captured).
     ids: tuple[str, ...] = ()
     images: tuple[str | None, ...] = ()
+    #: Of each row of `scores`: who sent it, "" where that was not said.
+    sources: tuple[str, ...] = ()
     #: The ids of the first and the last prediction that was received; they sort by time.
     first: str | None = None
     last: str | None = None
@@ -124,12 +133,15 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What healthy looks like: the bundle's reference rows. `held_out` [N] is False for rows that also took part in
-    training; outputs and accuracy are compared with held-out rows only."""
+    training; outputs and accuracy are compared with held-out rows only. `collection` is how its images came in, None
+    where the bundle does not say; `side` the pixels that an image's short side is brought to (0: not known)."""
 
     classes: tuple[str, ...]
     properties: tuple[str, ...]
     scores: Scores
     held_out: NDArray[np.bool_]
+    collection: Collection | None = None
+    side: int = 0
 
     @property
     def unseen(self) -> Scores:
@@ -186,10 +198,12 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
             _shares([f"{row.width}x{row.height}" for row in received]),
             _shares([row.source or "" for row in received]),
             max(_shares([row.image_digest for row in received]).values(), default=0.0),
+            _shares([row.source or "" for row in received[2 * len(received) // 3 :]]),
         ),
         precision=received[-1].precision if received else FLOAT32,
         ids=tuple(row.id for row in made),
         images=tuple(row.image_url for row in made),
+        sources=tuple(row.source or "" for row in made),
         first=min((row.id for row in received), default=None),
         last=max((row.id for row in received), default=None),
     )
@@ -218,7 +232,8 @@ def read_reference(bundle: Bundle, precision: str = FLOAT32) -> Reference | None
     path = bundle.reference if precision == FLOAT32 else bundle.reference_in(precision)
     if path is None or _is_empty(path):
         return None
-    return reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
+    reference = reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
+    return replace(reference, side=bundle.manifest.input.resize)
 
 
 def _is_empty(path: Path) -> bool:
@@ -231,7 +246,8 @@ def _is_empty(path: Path) -> bool:
 def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ...]) -> Reference:
     """The same from a `reference.parquet` on its own."""
     try:
-        table = pq.read_table(path, columns=list(_COLUMNS))
+        with pq.ParquetFile(path) as file:
+            table = file.read([*_COLUMNS, *_HEADER])
         columns = {name: table.column(name).to_pylist() for name in _COLUMNS}
     except (OSError, ArrowException, KeyError) as error:
         raise InvalidBundle(f"{path} cannot be read as reference rows: {error}; train the model anew") from error
@@ -248,6 +264,7 @@ def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ..
             tuple(columns["image_digest"]),
         ),
         np.array(columns["held_out"], dtype=bool),
+        _collection_of(table),
     )
     shapes = (reference.scores.probabilities.shape[1], reference.scores.properties.shape[1])
     if len(reference.scores) == 0 or shapes != (len(classes), len(properties)):
@@ -256,6 +273,17 @@ def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ..
             f"the manifest says {len(classes)} and {len(properties)}"
         )
     return reference
+
+
+def _collection_of(table: pa.Table) -> Collection | None:
+    """How the images came in that have all of a header; None where none has, or the columns are not there."""
+    there = set(_HEADER) <= set(table.column_names)
+    rows = table.select(list(_HEADER)).drop_null().to_pylist() if there else []
+    if not rows:
+        return None
+    sizes = _shares([f"{row['width']}x{row['height']}" for row in rows])
+    formats, modes = (_shares([row[name] for row in rows]) for name in ("format", "mode"))
+    return Collection(formats, modes, sizes, sources={}, most_repeated=1 / len(rows))
 
 
 def _matrix(rows: Sequence[Any]) -> Floats:
