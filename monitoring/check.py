@@ -130,7 +130,7 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     failures = read_failures(engine, version, window)
     reference = read_reference(live.bundle, window.precision)
     if reference is None:
-        found = _incomparable(live.bundle.manifest, window, examine(None, window, failures, settings.monitor.min_rows))
+        found = _incomparable(live.bundle.manifest, window, examine(None, window, failures, settings.monitor))
     else:
         found = _compared(engine, settings, version, reference, window, failures)
     report_url = None

@@ -17,6 +17,7 @@ from monitoring.decode_failures import Failures, unreadable
 from monitoring.embedding import MIN_ROWS
 from monitoring.two_sample import unlike_reference
 from monitoring.window import Collection, Reference, Scores, Window
+from perennial.settings import MonitorSettings
 
 #: Shares of the window at which collection is called broken. High: a clean stream does not come near them.
 MOST_REPEATED: Final = 0.5
@@ -65,19 +66,24 @@ class Facts:
 
 
 def examine(
-    reference: Reference | None, window: Window, failures: Failures, min_rows: int, *, other_images: bool = False
+    reference: Reference | None,
+    window: Window,
+    failures: Failures,
+    settings: MonitorSettings,
+    *,
+    other_images: bool = False,
 ) -> Facts:
     """The facts of a window, with what is wrong about them and what is worth knowing.
 
     Args:
-        min_rows: of fewer rows nothing is said but what could not be read.
+        settings: of fewer rows than `min_rows` nothing is said but what could not be read.
         other_images: the pixels show something else, not the same through another lens. Then a new mode or size is
             part of that, and is what to note beside it: a model can learn grey sketches, so they are no fault.
     """
-    faults = [why for why in (unreadable(failures),) if why is not None]
+    faults = [why for why in (unreadable(failures, settings.decode_failure_floor),) if why is not None]
     notes: list[str] = []
     unlike: dict[str, float] = {}
-    if window.rows >= min_rows:
+    if window.rows >= settings.min_rows:
         faults += _broken(reference, window)
         lost = _lost(reference, window) if reference is not None else {}
         notes += [why for why in lost.values() if other_images]

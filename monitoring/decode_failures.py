@@ -12,9 +12,7 @@ import sqlalchemy as sa
 from monitoring.window import Window
 from perennial.ledger import predictions, rejected_images
 
-#: The share of uploads that could not be read at which collection is called broken, and so many at the least: a client
-#: that sends a few odd files is no broken camera.
-MOST_UNREADABLE: Final = 0.1
+#: Fewer say nothing, whatever their share: a client that sends a few odd files is no broken camera.
 LEAST_UNREADABLE: Final = 20
 
 _LOOK_AT: Final = {
@@ -71,9 +69,9 @@ def read_failures(engine: sa.Engine, model_version: str, window: Window) -> Fail
     return Failures(found, answered + sum(found.values()), since)
 
 
-def unreadable(failures: Failures) -> str | None:
-    """The fault in words; None where it is none."""
-    if failures.images < LEAST_UNREADABLE or failures.share < MOST_UNREADABLE:
+def unreadable(failures: Failures, floor: float) -> str | None:
+    """The fault in words; None where it is none: under this share of the uploads, or fewer than `LEAST_UNREADABLE`."""
+    if failures.images < LEAST_UNREADABLE or failures.share < floor:
         return None
     ordered = sorted(failures.by_reason.items(), key=lambda each: -each[1])
     since = f" since {failures.since:%Y-%m-%d %H:%M} UTC" if failures.since is not None else ""

@@ -33,7 +33,7 @@ def gather(
 ) -> Gathered:
     """Run every family of tests that the window has rows for."""
     if window.rows < settings.min_rows or len(window.scores) < MIN_ROWS:
-        facts = examine(reference, window, failures, settings.min_rows)
+        facts = examine(reference, window, failures, settings)
         evidence = Evidence(
             rows=window.rows, distinct=len(window.scores), min_rows=settings.min_rows, faults=facts.faults
         )
@@ -52,7 +52,7 @@ def gather(
     )
     found = misfit(reference.scores.properties, scores.properties) if properties.alarm else None
     other_images = found is not None and not found.one_lens
-    facts = examine(reference, window, failures, settings.min_rows, other_images=other_images)
+    facts = examine(reference, window, failures, settings, other_images=other_images)
     return Gathered(
         Evidence(
             rows=window.rows,

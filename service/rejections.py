@@ -38,6 +38,7 @@ class Rejections:
         self._engine = engine
         self._lock = threading.Lock()
         self._waiting: Counter[tuple[str, int, str]] = Counter()
+        self._on_the_way = 0  # images
         self._failing = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rejections", daemon=True)
@@ -54,7 +55,7 @@ class Rejections:
     def waiting(self) -> int:
         """Images that are not in the ledger yet."""
         with self._lock:
-            return self._waiting.total()
+            return self._waiting.total() + self._on_the_way
 
     def close(self, seconds: float) -> None:
         """Bring what waits into the ledger, for at most so long."""
@@ -71,23 +72,27 @@ class Rejections:
     def _deliver(self) -> None:
         with self._lock:
             taken, self._waiting = self._waiting, Counter()
+            self._on_the_way += taken.total()
         if not taken:
             return
+        brought = False
         rows = [
             RejectedImages(version, datetime.fromtimestamp(at, UTC), reason, images)
             for (version, at, reason), images in taken.items()
         ]
         try:
             rejected_images.add(self._engine(), rows)
-            self._failing = False
+            brought, self._failing = True, False
         except Exception as error:  # noqa: BLE001 - this thread must live, or nothing would be counted any more
-            with self._lock:
-                self._waiting.update(taken)
-                self._bound()
             if not self._failing:
                 self._failing = True
                 cause = None if isinstance(error, PerennialError) else error
                 logger.warning("counts of rejected images wait for the ledger: %s", error, exc_info=cause)
+        with self._lock:
+            self._on_the_way -= taken.total()
+            if not brought:
+                self._waiting.update(taken)
+                self._bound()
 
     def _bound(self) -> None:
         """Add up over two minutes, four, ... a day, until there are few enough."""

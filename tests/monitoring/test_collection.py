@@ -21,9 +21,10 @@ from perennial import ledger
 from perennial.images import ImageHeader
 from perennial.ledger.ids import new_id
 from perennial.ledger.rejected_images import RejectedImages
-from perennial.settings import Settings
+from perennial.settings import MonitorSettings, Settings
 from tests.monitoring.conftest import turned
 
+SETTINGS = MonitorSettings(min_rows=200)
 NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
 
@@ -118,7 +119,7 @@ def test_what_is_a_fault_and_what_a_note(
         reference,
         window_that(now, given.get("rows", 1000)),
         NONE_FAILED,
-        200,
+        SETTINGS,
         other_images=given.get("other_images", False),
     )
     assert len(facts.faults) == len(faults), facts.faults
@@ -147,8 +148,46 @@ def test_what_is_a_fault_and_what_a_note(
 def test_what_cannot_be_read_is_a_fault_once_it_is_much(
     by_reason: dict[str, int], answered: int, words: str | None
 ) -> None:
-    said = unreadable(Failures(by_reason, answered + sum(by_reason.values()), NOON))
+    said = unreadable(Failures(by_reason, answered + sum(by_reason.values()), NOON), SETTINGS.decode_failure_floor)
     assert said is words is None or (said is not None and words is not None and words in said)
+
+
+def test_the_share_of_uploads_that_may_fail_is_a_setting() -> None:
+    some, all_of_them = Failures({"invalid-image": 200}, 1000, NOON), Failures({"invalid-image": 200}, 200, NOON)
+    assert unreadable(some, 0.2) is not None
+    assert unreadable(some, 0.21) is None
+    assert unreadable(some, 1.0) is None
+    assert unreadable(all_of_them, 1.0) is not None
+
+
+def test_a_healthy_stream_breaks_no_rule_and_gives_no_note(world: Any) -> None:
+    """Windows drawn from what the reference was drawn from: some is grey, small, in a rare format or broken."""
+    rng = np.random.default_rng(0)
+    kinds = [
+        ("JPEG", "RGB", "640x480"), ("PNG", "RGB", "500x333"), ("JPEG", "L", "640x480"), ("WEBP", "RGB", "96x64"),
+        ("TIFF", "CMYK", "3000x2000"),
+    ]  # fmt: skip
+    shares = (0.6, 0.25, 0.06, 0.05, 0.04)
+
+    def drawn(rows: int) -> Collection:
+        counts = rng.multinomial(rows, shares)
+        mixes: list[dict[str, float]] = [{}, {}, {}]
+        for kind, count in zip(kinds, counts, strict=True):
+            for mix, each in zip(mixes, kind, strict=True):
+                mix[each] = mix.get(each, 0.0) + count / rows
+        return came(*mixes)
+
+    calm = replace(world.reference(), side=224)
+
+    for rows in (200, 500):
+        for _ in range(250):
+            # A small reference is the hard case: of what is rare it may have nothing.
+            reference = replace(calm, collection=drawn(40))
+            broken = int(rng.binomial(rows, 0.03))
+            facts = examine(
+                reference, window_that(drawn(rows), rows), Failures({"empty-image": broken}, rows), SETTINGS
+            )
+            assert (facts.faults, facts.notes) == ((), ())
 
 
 def test_a_drift_that_one_source_carries_is_said_to_be_its(world: Any) -> None:
@@ -159,7 +198,7 @@ def test_a_drift_that_one_source_carries_is_said_to_be_its(world: Any) -> None:
         getattr(scores, name)[:] = np.concatenate([getattr(calm, name), getattr(drifted, name)])
     sources = (("north", "south") * 160) + ("gate",) * 80
     window = replace(window_that(came()), scores=scores, sources=sources)
-    facts = examine(world.reference(), window, NONE_FAILED, 200)
+    facts = examine(world.reference(), window, NONE_FAILED, SETTINGS)
     assert set(facts.unlike) == {"north", "south", "gate"}
     assert facts.unlike["gate"] > 0.85
     assert max(facts.unlike["north"], facts.unlike["south"]) < 0.6
@@ -167,15 +206,15 @@ def test_a_drift_that_one_source_carries_is_said_to_be_its(world: Any) -> None:
     assert note.startswith("what changed comes from 'gate' (20% of the window): ")
 
     alike = replace(window, scores=world.scores(rows))
-    facts = examine(world.reference(), alike, NONE_FAILED, 200)
+    facts = examine(world.reference(), alike, NONE_FAILED, SETTINGS)
     assert all(0.35 < unlike < 0.65 for unlike in facts.unlike.values())
     assert facts.notes == ()
-    assert examine(world.reference(), replace(window, sources=("gate",) * 400), NONE_FAILED, 200).unlike == {}
+    assert examine(world.reference(), replace(window, sources=("gate",) * 400), NONE_FAILED, SETTINGS).unlike == {}
 
 
 def test_a_check_keeps_a_bounded_part_of_the_facts(world: Any) -> None:
     received = came(sizes=MANY, sources={f"client {number}": 1 / 500 for number in range(500)})
-    document = examine(world.reference(), window_that(received), NONE_FAILED, 200).document()
+    document = examine(world.reference(), window_that(received), NONE_FAILED, SETTINGS).document()
     assert len(document["sizes"]) == len(document["sources"]) == MOST_ENTRIES
     assert document["reference"] is None
     json.dumps(document, allow_nan=False)

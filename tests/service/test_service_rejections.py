@@ -14,6 +14,7 @@ from monitoring.decode_failures import read_failures
 from monitoring.window import read_window
 from perennial.errors import InvalidImage, LedgerUnavailable
 from perennial.ledger import rejected_images, schema
+from perennial.settings import MonitorSettings
 from service import rejections
 from service.rejections import Rejections
 from tests.service.conftest import Server, picture, wait
@@ -120,4 +121,4 @@ def test_a_server_counts_every_image_it_cannot_read_and_a_check_sees_them(shared
     failures = read_failures(engine, version, window)
     assert failures.by_reason["truncated-image"] >= 25
     assert failures.uploads >= 32
-    assert "could not be read" in examine(None, window, failures, 2).faults[0]
+    assert "could not be read" in examine(None, window, failures, MonitorSettings(min_rows=2)).faults[0]
