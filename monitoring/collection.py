@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from monitoring.composition import Collection
 from monitoring.decode_failures import Failures, unreadable
 from monitoring.embedding import MIN_ROWS
 from monitoring.two_sample import unlike_reference
-from monitoring.window import Collection, Reference, Scores, Window
+from monitoring.window import Reference, Scores, Window
 from perennial.settings import MonitorSettings
 
 #: Shares of the window at which collection is called broken. High: a clean stream does not come near them.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from pyarrow.lib import ArrowException
 
+from monitoring.composition import HEADER, Collection, collection_of, reference_collection
 from perennial.bundle import Bundle
 from perennial.errors import InvalidBundle
 from perennial.graph import FLOAT32
@@ -27,9 +26,6 @@ Floats = NDArray[np.float32]
 _COLUMNS: Final = (
     "image_digest", "label", "predicted", "confidence", "probabilities", "embedding", "properties", "held_out",
 )  # fmt: skip
-
-#: How a reference image came in. Bundles that were made before do not have these columns.
-_HEADER: Final = ("format", "mode", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +85,6 @@ class Scores:
         """Those of the rows that have a label."""
         known = np.array([label is not None for label in self.labels], dtype=bool)
         return Answers(self.predicted[known], np.array(self.labels, dtype=object)[known])
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """How the images came in: shares of the window (or of a reference, which has no sources) by format, colour mode,
-    size ("640x480") and source ("" where none was said), largest first."""
-
-    formats: dict[str, float]
-    modes: dict[str, float]
-    sizes: dict[str, float]
-    sources: dict[str, float]
-    #: The share of the window that is one and the same image, byte for byte.
-    most_repeated: float
-    #: Of its newest third.
-    newest_sources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +173,7 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
         end=max(moments, default=None),
         scores=scores,
         answers=scores.answers,
-        collection=Collection(
-            _shares([row.format for row in received]),
-            _shares([row.mode for row in received]),
-            _shares([f"{row.width}x{row.height}" for row in received]),
-            _shares([row.source or "" for row in received]),
-            max(_shares([row.image_digest for row in received]).values(), default=0.0),
-            _shares([row.source or "" for row in received[2 * len(received) // 3 :]]),
-        ),
+        collection=collection_of(received),
         precision=received[-1].precision if received else FLOAT32,
         ids=tuple(row.id for row in made),
         images=tuple(row.image_url for row in made),
@@ -247,7 +221,7 @@ def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ..
     """The same from a `reference.parquet` on its own."""
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read([*_COLUMNS, *_HEADER])
+            table = file.read([*_COLUMNS, *HEADER])
         columns = {name: table.column(name).to_pylist() for name in _COLUMNS}
     except (OSError, ArrowException, KeyError) as error:
         raise InvalidBundle(f"{path} cannot be read as reference rows: {error}; train the model anew") from error
@@ -264,7 +238,7 @@ def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ..
             tuple(columns["image_digest"]),
         ),
         np.array(columns["held_out"], dtype=bool),
-        _collection_of(table),
+        reference_collection(table),
     )
     shapes = (reference.scores.probabilities.shape[1], reference.scores.properties.shape[1])
     if len(reference.scores) == 0 or shapes != (len(classes), len(properties)):
@@ -273,17 +247,6 @@ def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ..
             f"the manifest says {len(classes)} and {len(properties)}"
         )
     return reference
-
-
-def _collection_of(table: pa.Table) -> Collection | None:
-    """How the images came in that have all of a header; None where none has, or the columns are not there."""
-    there = set(_HEADER) <= set(table.column_names)
-    rows = table.select(list(_HEADER)).drop_null().to_pylist() if there else []
-    if not rows:
-        return None
-    sizes = _shares([f"{row['width']}x{row['height']}" for row in rows])
-    formats, modes = (_shares([row[name] for row in rows]) for name in ("format", "mode"))
-    return Collection(formats, modes, sizes, sources={}, most_repeated=1 / len(rows))
 
 
 def _matrix(rows: Sequence[Any]) -> Floats:
@@ -295,7 +258,3 @@ def _matrix(rows: Sequence[Any]) -> Floats:
         [row if len(row) == width else np.full(width, np.nan) for row in rows],
         dtype=np.float32,
     )
-
-
-def _shares(values: Sequence[str]) -> dict[str, float]:
-    return {value: count / len(values) for value, count in Counter(values).most_common()}

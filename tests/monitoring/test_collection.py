@@ -14,9 +14,10 @@ from prometheus_client import generate_latest
 
 from monitoring.check import run_check
 from monitoring.collection import MOST_ENTRIES, examine
+from monitoring.composition import Collection
 from monitoring.decode_failures import NONE_FAILED, Failures, read_failures, unreadable
 from monitoring.metrics import registry
-from monitoring.window import Collection, Reference, Window, window_of
+from monitoring.window import Reference, Window, window_of
 from perennial import ledger
 from perennial.images import ImageHeader
 from perennial.ledger.ids import new_id
