@@ -16,6 +16,8 @@ from pyarrow.lib import ArrowException
 
 from monitoring.composition import HEADER, Collection, collection_of, reference_collection
 from perennial.bundle import Bundle
+from perennial.chance import ChanceEffects
+from perennial.effects import chance_effects
 from perennial.errors import InvalidBundle
 from perennial.graph import FLOAT32
 from perennial.ledger import predictions
@@ -115,7 +117,8 @@ class Window:
 class Reference:
     """What healthy looks like: the bundle's reference rows. `held_out` [N] is False for rows that also took part in
     training; outputs and accuracy are compared with held-out rows only. `collection` is how its images came in, None
-    where the bundle does not say; `side` the pixels that an image's short side is brought to (0: not known)."""
+    where the bundle does not say; `side` the pixels that an image's short side is brought to (0: not known);
+    `chance` how far apart its own halves are, None where it is too small to say."""
 
     classes: tuple[str, ...]
     properties: tuple[str, ...]
@@ -123,6 +126,7 @@ class Reference:
     held_out: NDArray[np.bool_]
     collection: Collection | None = None
     side: int = 0
+    chance: ChanceEffects | None = None
 
     @property
     def unseen(self) -> Scores:
@@ -206,8 +210,14 @@ def read_reference(bundle: Bundle, precision: str = FLOAT32) -> Reference | None
     path = bundle.reference if precision == FLOAT32 else bundle.reference_in(precision)
     if path is None or _is_empty(path):
         return None
-    reference = reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
-    return replace(reference, side=bundle.manifest.input.resize)
+    found = reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
+    return replace(found, chance=bundle.manifest.chance or chance_of(found), side=bundle.manifest.input.resize)
+
+
+def chance_of(reference: Reference) -> ChanceEffects | None:
+    """How far apart the halves of a reference are, for a bundle that does not say so."""
+    unseen = reference.unseen
+    return chance_effects(reference.scores.properties, unseen.probabilities, unseen.predicted)
 
 
 def _is_empty(path: Path) -> bool:
