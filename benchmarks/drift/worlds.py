@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from benchmarks.drift.shifts import Change, Pixels
-from monitoring.window import Collection, Reference, Scores, Window
+from monitoring.composition import Collection
+from monitoring.window import Reference, Scores, Window
 from perennial.bundle import Bundle
 from perennial.chance import ChanceEffects
 from perennial.effects import chance_effects
