@@ -175,7 +175,9 @@ def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Re
     gathered = gather(reference, window, settings.monitor)
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
-    accuracy = read_accuracies(engine, settings, version, unseen, window)
+    separation = gathered.measured.separation if gathered.measured is not None else None
+    unlike = separation.share if separation is not None else None
+    accuracy = read_accuracies(engine, settings, version, unseen, window, unlike)
     retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
     return _Finding(
         verdict,
@@ -225,7 +227,7 @@ def _incomparable(manifest: Manifest, window: Window) -> _Finding:
         Verdict.INSUFFICIENT_DATA,
         (Cause(Verdict.INSUFFICIENT_DATA, why),),
         {},
-        Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None),
+        Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None, withheld=why),
         RetrainDecision(False, why),
     )
 
@@ -249,6 +251,7 @@ def _decision(
             reference=accuracy.reference,
             labelled=accuracy.labels,
             estimated=accuracy.estimated,
+            withheld=accuracy.withheld,
             loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
             alpha=settings.monitor.alpha,
             captures=captures,

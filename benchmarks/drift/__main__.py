@@ -3,6 +3,7 @@
   detection    the share of windows that alarm, in the form of Failing Loudly: its shifts, its deltas, windows of 50 to
                1,000 rows, against as many reference rows and against all others; with a column of no shift at all.
   attribution  windows in which one thing is known to have changed, and the verdict that is given.
+  accuracy     windows whose accuracy is known, and what is estimated without labels: by method and severity.
 
   python -m benchmarks.drift --worlds digits
   python -m benchmarks.drift --only attribution --seeds 20
@@ -18,18 +19,18 @@ import csv
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.drift import attribution, detection
+from benchmarks.drift import accuracy, accuracy_plot, attribution, detection
 from benchmarks.drift.methods import METHODS
-from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY
+from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY, STRENGTHS, Change
 from benchmarks.drift.worlds import World, build, digits_on_disk, photos_on_disk
 from benchmarks.transfer import RESULTS, hardware
 
-PARTS: Final = ("detection", "attribution")
+PARTS: Final = ("detection", "attribution", "accuracy")
 WORLDS: Final = ("digits", "photos")
 
 
@@ -44,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         cells: list[Any] = []
         named: list[Any] = []
+        estimated: list[Any] = []
         for name in chosen.worlds:
-            world = _world(name, chosen.test_data, folder)
+            world = _world(name, chosen.test_data, folder, STRENGTHS if "accuracy" in chosen.only else {})
             say(f"{name}: {len(world)} images that the model has not seen")
             if "detection" in chosen.only:
                 cells += detection.measure(
@@ -57,13 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     each for each in attribution.RIGHT if "sketches" not in each or attribution.SKETCHES in world.scores
                 ]
                 named += attribution.measure(world, rows=chosen.rows, scenarios=known, seeds=chosen.seeds, say=say)
-        for part, rows in (("detection", cells), ("attribution", named)):
+            if "accuracy" in chosen.only:
+                estimated += accuracy.measure(world, rows=chosen.rows, seeds=chosen.seeds, say=say)
+        for part, rows in (("detection", cells), ("attribution", named), ("accuracy", estimated)):
             if rows and chosen.write:
                 _write(rows, chosen.out / f"drift-{part}-{hardware()}.csv")
+        if estimated:
+            print(*accuracy.summary(estimated), sep="\n")
+            if chosen.write:
+                accuracy_plot.draw(estimated, chosen.plots / "drift-accuracy.svg")
 
 
-def _world(name: str, data: Path, folder: Path) -> World:
-    changes = {**FAILING_LOUDLY, **CAMERA}
+def _world(name: str, data: Path, folder: Path, more: Mapping[str, Change]) -> World:
+    changes = {**FAILING_LOUDLY, **CAMERA, **more}
     if name == "digits":
         return build(
             name, *digits_on_disk(folder / "digits"), changes, {}, backbone="mobilenet_v3_small", weights="builtin",
@@ -110,10 +118,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--references", type=_some_of(references), default=list(references))
     parser.add_argument("--seeds", type=int, default=20, help="windows of each shift")
     parser.add_argument("--clean", type=int, default=200, help="windows without a shift")
-    parser.add_argument("--rows", type=int, default=500, help="of a window whose cause is to be named")
+    parser.add_argument("--rows", type=int, default=500, help="of a window to be named or estimated")
     parser.add_argument("--test-data", type=Path, default=data, metavar="FOLDER")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the models and features there")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the CSV files")
+    parser.add_argument("--plots", type=Path, default=RESULTS.parents[1] / "docs", metavar="FOLDER")
     parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
     chosen = parser.parse_args(arguments)
     if chosen.worlds is None:
