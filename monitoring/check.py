@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
@@ -26,11 +26,14 @@ from monitoring.verdict import Cause, Verdict
 from monitoring.window import Reference, Scores, Window, read_reference, read_window
 from perennial import ledger
 from perennial.bundle import Manifest
-from perennial.errors import LedgerUnavailable, StorageUnavailable
+from perennial.errors import LedgerUnavailable, StorageUnavailable, WorkspaceUnavailable
 from perennial.ledger import EventKind
 from perennial.ledger.ids import new_id
 from perennial.settings import Settings
 from perennial.storage import Storage
+
+if TYPE_CHECKING:
+    from evidently.core.report import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ class _Finding:
     families: dict[str, Family]
     accuracy: Accuracies
     retrain: RetrainDecision
-    html: str | None = None
+    run: Snapshot | None = None
 
 
 def run_check(engine: sa.Engine, settings: Settings) -> Check:
@@ -128,8 +131,9 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     else:
         found = _compared(engine, settings, version, reference, window)
     report_url = None
-    if found.html is not None:
-        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", found.html.encode())
+    if found.run is not None:
+        html: str = found.run.get_html_str(as_iframe=False)
+        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", html.encode())
     rule = Persistence(settings.monitor.open_after, settings.monitor.open_of, settings.monitor.close_after)
     now = Looked(found.verdict, window.first, window.last)
     history = read_history(engine, settings.name, version, now, rule)
@@ -168,7 +172,19 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     except (StorageUnavailable, LedgerUnavailable) as error:
         # The check is written; a report too many is no reason to say that it failed.
         logger.warning("old reports are left where they are: %s", error)
+    if found.run is not None and settings.monitor.workspace:
+        _add_to_workspace(settings, found.run)
     return check
+
+
+def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
+    from monitoring.workspace import add_run  # as heavy as the report
+
+    try:
+        add_run(settings.workspace_path, settings.name, run, settings.monitor.keep_reports)
+    except WorkspaceUnavailable as error:
+        # The check and its report are written; the workspace only draws them over time.
+        logger.warning("this check is missing in `perennial ui`: %s", error)
 
 
 def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Reference, window: Window) -> _Finding:
@@ -179,36 +195,45 @@ def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Re
     unlike = separation.share if separation is not None else None
     accuracy = read_accuracies(engine, settings, version, unseen, window, unlike)
     retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
-    return _Finding(
-        verdict,
-        causes,
-        _families(gathered.evidence),
-        accuracy,
-        retrain,
-        _page(settings, version, reference, window, gathered.measured),
-    )
+    families = _families(gathered.evidence)
+    run = _rendered(settings, version, reference, window, gathered.measured, verdict, families, accuracy)
+    return _Finding(verdict, causes, families, accuracy, retrain, run)
 
 
-def _page(
-    settings: Settings, version: str, reference: Reference, window: Window, measured: Measured | None
-) -> str | None:
-    """The report as HTML; None where nothing was tested."""
+def _rendered(
+    settings: Settings,
+    version: str,
+    reference: Reference,
+    window: Window,
+    measured: Measured | None,
+    verdict: Verdict,
+    families: Mapping[str, Family],
+    accuracy: Accuracies,
+) -> Snapshot | None:
+    """Evidently's report; None where nothing was tested."""
     if measured is None:
         return None
-    from monitoring import report  # seconds and hundreds of megabytes: only where there is something to show
+    # Seconds and hundreds of megabytes: only where there is something to show.
+    from monitoring import report
+    from monitoring.check_metrics import check_metrics
 
-    run = report.render(
+    return report.render(
         reference,
         window.scores,
         measured,
         alpha=settings.monitor.alpha,
         least_labels=settings.monitor.min_labels,
-        at=window.end or datetime.now(UTC),
+        at=datetime.now(UTC),
         name=f"{settings.name} {version}",
-        metadata={"model_version": version, "rows": str(window.rows), "precision": window.precision},
+        metadata={
+            "model_version": version,
+            "rows": str(window.rows),
+            "precision": window.precision,
+            "window_end": window.end.isoformat() if window.end else "",
+        },
+        tags=[str(verdict)],
+        found=check_metrics(verdict, families, accuracy),
     )
-    html: str = run.get_html_str(as_iframe=False)
-    return html
 
 
 def _incomparable(manifest: Manifest, window: Window) -> _Finding:
@@ -296,6 +321,7 @@ def _families(evidence: Evidence) -> dict[str, Family]:
         "class_mix": evidence.class_mix,
         "embedding": evidence.embedding,
         WITHIN_CLASSES: evidence.within_classes,
+        "novelty": evidence.novelty,
         "labels": evidence.labels,
     }
     return {name: family for name, family in families.items() if family is not None}
