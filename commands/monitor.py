@@ -94,6 +94,11 @@ def _show(document: dict[str, Any]) -> None:
         f"{_estimate(accuracy['labels'], 'by labels')}, {_estimate(accuracy['estimated'], 'estimated')}, "
         f"{_estimate(accuracy['reference'], 'in the reference')}"
     )
+    if accuracy["withheld"]:
+        console.out.print(f"estimate withheld: {escape(accuracy['withheld'])}")
+    if accuracy["calibrated"] is not None:
+        opinion = _estimate(accuracy["calibrated"], "by calibrated confidence")
+        console.out.print(f"second opinion: {opinion}", style="dim")
     past = accuracy["past_estimates"]
     if past is not None:
         windows = f"{past['windows']} earlier window{'s' if past['windows'] > 1 else ''}"

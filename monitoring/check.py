@@ -200,7 +200,9 @@ def _compared(
     gathered = gather(reference, window, settings.monitor, failures)
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
-    accuracy = read_accuracies(engine, settings, version, unseen, window)
+    separation = gathered.measured.separation if gathered.measured is not None else None
+    unlike = separation.share if separation is not None else None
+    accuracy = read_accuracies(engine, settings, version, unseen, window, unlike)
     retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
     families = families_of(gathered.evidence)
     run = _rendered(settings, version, reference, window, gathered.measured, verdict, families, accuracy)
@@ -261,7 +263,7 @@ def _incomparable(manifest: Manifest, window: Window, facts: Facts) -> _Finding:
         causes[0].cause,
         causes,
         {},
-        Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None),
+        Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None, withheld=why),
         RetrainDecision(False, why),
         facts,
     )
@@ -286,6 +288,7 @@ def _decision(
             reference=accuracy.reference,
             labelled=accuracy.labels,
             estimated=accuracy.estimated,
+            withheld=accuracy.withheld,
             loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
             alpha=settings.monitor.alpha,
             captures=captures,

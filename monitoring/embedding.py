@@ -40,6 +40,12 @@ class Separation:
     auc: float
     p_value: float
 
+    @property
+    def share(self) -> float:
+        """The least share of the window that differs from the reference: a share s that is always told, and a rest that
+        is told by chance, make an area of (1 + s) / 2 at most."""
+        return max(0.0, 2 * self.auc - 1)
+
 
 def separate(reference: NDArray[Any], window: NDArray[Any], *, seed: int = 0) -> Separation | None:
     """Tell window rows from reference rows.

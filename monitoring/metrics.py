@@ -116,6 +116,11 @@ def _gauges(check: checks.CheckRow) -> Iterator[Metric]:
             if estimate is not None:
                 accuracy.add_metric([source], estimate[key])
         yield accuracy
+    yield _gauge(
+        "perennial_accuracy_estimate_withheld",
+        "Whether the latest check withholds its estimate of accuracy.",
+        bool(detail["accuracy"].get("withheld")),
+    )
 
 
 def _gauge(name: str, text: str, value: Any) -> GaugeMetricFamily:

@@ -342,6 +342,34 @@ def test_estimates_are_held_against_the_labels_that_come_later(
     assert past.worst == pytest.approx(max(off))
 
 
+def test_a_check_withholds_and_labels_that_come_later_decide_whether_it_goes_on(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    rows = model.world.traffic
+    ids = model.record(model.world.scores(rows[:300], turned))
+    check = run_check(sqlite, watched_settings)
+    accuracy = check.accuracy
+    assert accuracy.estimated is accuracy.calibrated is None
+    assert accuracy.unproven is not None
+    assert "can be told from the reference" in str(accuracy.withheld)
+    assert "cannot be estimated" in check.retrain.why
+    assert check.document()["accuracy"]["withheld"] == accuracy.withheld
+
+    # It is right as often as was estimated: such windows are known now.
+    right = round(300 * accuracy.unproven.value)
+    guesses = model.world.scores(rows[:300], turned).predicted
+    given = [
+        Feedback(prediction, str(guess) if at < right else "none of these")
+        for at, (prediction, guess) in enumerate(zip(ids, guesses, strict=True))
+    ]
+    ledger.labels.add(sqlite, given)
+    model.record(model.world.scores(rows[300:600], turned))
+    after = run_check(sqlite, watched_settings).accuracy
+    assert after.estimated is not None
+    assert after.withheld is after.past_estimates is None
+
+
 def test_errors_that_rise_over_windows_are_told(sqlite: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
     model = deploy(sqlite, watched_settings)
     assert run_check(sqlite, watched_settings).accuracy.errors_rose is None
