@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from monitoring import page
 from monitoring.accuracy import loss_p_value
 from monitoring.attribution import Evidence, attribute
 from monitoring.detectors import Family
 from monitoring.drift_events import RETRAINS, History, Told, changes, is_requested, read_history
 from monitoring.evidence import gather
-from monitoring.live import live_model
+from monitoring.examples import Example, examples_of
+from monitoring.live import Live, live_model
 from monitoring.live_accuracy import Accuracies, read_accuracies
 from monitoring.persistence import FalseAlarms, Looked, Persistence, State
+from monitoring.pictures import reference_thumbnails
 from monitoring.policy import RetrainDecision, Situation, decide
 from monitoring.prune import prune_reports
 from monitoring.two_sample import Measured
-from monitoring.verdict import Cause, Verdict
+from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Reference, Scores, Window, read_reference, read_window
 from perennial import ledger
 from perennial.bundle import Manifest
@@ -59,6 +62,7 @@ class Check:
     retrain: RetrainDecision
     state: State
     false_alarms: FalseAlarms | None
+    examples: tuple[Example, ...]
     report_url: str | None
     seconds: float
 
@@ -93,6 +97,7 @@ class Check:
             "accuracy": asdict(self.accuracy),
             "retrain": asdict(self.retrain),
             "false_alarms": asdict(self.false_alarms) if self.false_alarms is not None else None,
+            "examples": [example.document() for example in self.examples],
             "report_url": self.report_url,
             "seconds": round(self.seconds, 3),
         }
@@ -100,14 +105,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What the comparison of a window with its reference came to."""
+    """What comparing a window with its reference came to. `run` is Evidently's, None where nothing was tested."""
 
     verdict: Verdict
     causes: tuple[Cause, ...]
     families: dict[str, Family]
     accuracy: Accuracies
     retrain: RetrainDecision
-    html: str | None = None
+    examples: tuple[Example, ...] = ()
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
+    run: Any | None = None
 
 
 def run_check(engine: sa.Engine, settings: Settings) -> Check:
@@ -126,10 +133,7 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     if reference is None:
         found = _incomparable(live.bundle.manifest, window)
     else:
-        found = _compared(engine, settings, version, reference, window)
-    report_url = None
-    if found.html is not None:
-        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", found.html.encode())
+        found = _compared(engine, settings, live, reference, window)
     rule = Persistence(settings.monitor.open_after, settings.monitor.open_of, settings.monitor.close_after)
     now = Looked(found.verdict, window.first, window.last)
     history = read_history(engine, settings.name, version, now, rule)
@@ -149,9 +153,24 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         retrain=found.retrain,
         state=history.state,
         false_alarms=expected_false_alarms(rule, found.families, settings.monitor.alpha, window),
-        report_url=report_url,
+        examples=found.examples,
+        report_url=None,
         seconds=0.0,
     )
+    if reference is not None and (found.run is not None or found.examples):
+        html = page.of_check(
+            check.document(),
+            settings,
+            live.bundle.manifest.input,
+            reference,
+            window,
+            properties=found.families.get("properties"),
+            examples=found.examples,
+            thumbnails=found.thumbnails,
+            run=found.run,
+        )
+        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", html.encode())
+        check = replace(check, report_url=report_url)
     check = replace(check, seconds=time.perf_counter() - began)
     ledger.checks.record(
         engine,
@@ -160,42 +179,45 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         window=check.window(),
         verdict=str(check.verdict),
         detail=check.document(),
-        report_url=report_url,
+        report_url=check.report_url,
         events_to_add=_events(engine, check, live.digest, history),
     )
     try:
-        prune_reports(engine, storage, settings.name, settings.monitor.keep_reports)
+        keep, days = settings.monitor.keep_reports, settings.retention.images_days
+        prune_reports(engine, storage, settings.name, keep, images_days=days)
     except (StorageUnavailable, LedgerUnavailable) as error:
         # The check is written; a report too many is no reason to say that it failed.
         logger.warning("old reports are left where they are: %s", error)
     return check
 
 
-def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Reference, window: Window) -> _Finding:
+def _compared(engine: sa.Engine, settings: Settings, live: Live, reference: Reference, window: Window) -> _Finding:
     gathered = gather(reference, window, settings.monitor)
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
-    accuracy = read_accuracies(engine, settings, version, unseen, window)
-    retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
+    accuracy = read_accuracies(engine, settings, live.version, unseen, window)
+    thumbnails = reference_thumbnails(live.bundle) if verdict not in CALM else {}
     return _Finding(
         verdict,
         causes,
         _families(gathered.evidence),
         accuracy,
-        retrain,
-        _page(settings, version, reference, window, gathered.measured),
+        _decision(engine, settings, live.version, verdict, accuracy, unseen, window),
+        examples_of(verdict, reference, window, thumbnails),
+        thumbnails,
+        _evidently(settings, live.version, reference, window, gathered.measured),
     )
 
 
-def _page(
+def _evidently(
     settings: Settings, version: str, reference: Reference, window: Window, measured: Measured | None
-) -> str | None:
-    """The report as HTML; None where nothing was tested."""
+) -> Any | None:
+    """Evidently's run of its report; None where nothing was tested."""
     if measured is None:
         return None
     from monitoring import report  # seconds and hundreds of megabytes: only where there is something to show
 
-    run = report.render(
+    return report.render(
         reference,
         window.scores,
         measured,
@@ -205,8 +227,6 @@ def _page(
         name=f"{settings.name} {version}",
         metadata={"model_version": version, "rows": str(window.rows), "precision": window.precision},
     )
-    html: str = run.get_html_str(as_iframe=False)
-    return html
 
 
 def _incomparable(manifest: Manifest, window: Window) -> _Finding:
