@@ -143,9 +143,11 @@ def unlikeness(reference: NDArray[Any], window: NDArray[Any], *, seed: int = 0) 
     look less like a window's (`domain_scores`). About even where the two cannot be told apart; .5 where nothing is
     known of a row."""
     found = domain_scores(reference, window, seed=seed)
-    if found is None:
-        return np.full(len(window), 0.5)
-    known, asked = found
+    return np.full(len(window), 0.5) if found is None else share_below(*found)
+
+
+def share_below(known: Array, asked: Array) -> Array:
+    """Of each of `asked` [M], the share of `known` [N] that is not above it; .5 of what is not a number."""
     share = np.searchsorted(np.sort(known), asked, side="right") / len(known)
     return np.where(np.isnan(asked), 0.5, share)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from monitoring.diversity import apart
-from monitoring.embedding import domain_scores, unlikeness
+from monitoring.embedding import domain_scores, share_below
 from monitoring.verdict import CALM, Verdict
 from monitoring.window import Reference, Scores, Window
 
@@ -82,16 +82,16 @@ def examples_of(
         pictured: the digests of reference images that can be shown, among which the nearest are sought.
     """
     scores = window.scores
-    whole = np.asarray(np.isfinite(scores.embedding).all(axis=1))
+    whole = np.isfinite(scores.embedding).all(axis=1) & np.isfinite(scores.confidence)
     at = [place for place, image in enumerate(window.images) if image is not None and whole[place]]
     contradicted = verdict is Verdict.CONCEPT_DRIFT
     if contradicted:
         at = [place for place in at if scores.labels[place] not in (None, scores.predicted[place])]
     if verdict in CALM or not at:
         return ()
-    known = reference.scores.embedding
-    drift = unlikeness(known, scores.embedding)
-    worth = _confidence(scores, at) if contradicted else _drifted(known, scores.embedding, drift)[at]
+    found = domain_scores(reference.scores.embedding, scores.embedding)
+    drift = np.full(len(scores), 0.5) if found is None else share_below(*found)
+    worth = scores.confidence[at].astype(np.float64) if contradicted else _drifted(drift, found)[at]
     points, places = _standardised(reference.scores, scores.embedding[at])
     shown = [place for place, digest in enumerate(reference.scores.digests) if digest in pictured]
     chosen = apart(worth, points, most, least=_LEAST)
@@ -111,18 +111,13 @@ def examples_of(
     )
 
 
-def _drifted(known: NDArray[Any], window: NDArray[Any], drift: Array) -> Array:
-    """[M] in 0..1. Where drift is plain, every row is further out than all of the reference: then it is their order
-    among themselves that tells them apart. All are 1 where nothing is known."""
-    found = domain_scores(known, window)
+def _drifted(drift: Array, found: tuple[Array, Array] | None) -> Array:
+    """How much each row [M] is worth showing, in 0..1; all are 1 where nothing is known. Where drift is plain, every row
+    is further out than all of the reference: then it is their order among themselves that tells them apart."""
     if found is None:
-        return np.ones(len(window))
-    order = rankdata(np.nan_to_num(found[1], nan=-np.inf), method="max") / len(window)
+        return np.ones(len(drift))
+    order = rankdata(np.nan_to_num(found[1], nan=-np.inf), method="max") / len(drift)
     return np.asarray((drift * order) ** _CLEARLY)
-
-
-def _confidence(scores: Scores, at: Sequence[int]) -> Array:
-    return np.nan_to_num(scores.confidence[list(at)].astype(np.float64))
 
 
 def _standardised(reference: Scores, rows: NDArray[Any]) -> tuple[Array, Array]:

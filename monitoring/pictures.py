@@ -34,8 +34,8 @@ def reference_thumbnails(bundle: Bundle) -> dict[str, bytes]:
     try:
         table = pq.read_table(path, columns=["image_digest", "image"])
         found = dict(zip(table["image_digest"].to_pylist(), table["image"].to_pylist(), strict=True))
-    except (OSError, ArrowException) as error:
-        raise InvalidBundle(f"{path} cannot be read: {error}") from error
+    except (OSError, ArrowException, KeyError) as error:
+        raise InvalidBundle(f"{path} cannot be read as thumbnails: {error}; train the model anew") from error
     return {
         digest: image
         for digest, image in found.items()

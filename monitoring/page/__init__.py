@@ -1,8 +1,9 @@
 """A check for people: one HTML file that needs nothing else and may be printed, Evidently's report at its end.
 
-Nothing in it loads anything, and its own part has no script: a policy in its head forbids both. Evidently's part needs
-scripts, so it is in a frame of an origin of its own, which that policy holds for too. All names and texts are escaped,
-all counts, lengths and pictures bounded.
+Its own part has no script, and nothing in it loads anything: a policy in its head forbids to. Evidently's part needs
+scripts, so it is in a frame of an origin of its own, out of which it reaches nothing; that policy holds there too, and
+allows scripts only on a page with such a frame. All names and texts are escaped, all counts, lengths and pictures
+bounded.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ _TONES: Final = {"ok": "good", "insufficient_data": "caution"}
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a page is made of. `check` is the check's document; `compared` of the window's images were compared, and
-    `captured` of these are kept. `pictures` has by URL a captured image's data URI, or None and why there is none;
-    `thumbnails` by digest a reference image's data URI. `evidently` is its report as HTML."""
+    """What a page is made of. `check` is the document of a check made `at` a moment; `compared` of the window's images
+    were compared, and `captured` of these are kept. `pictures` has by URL a captured image's data URI, or None and why
+    there is none; `thumbnails` by digest a reference image's data URI. `evidently` is its report as HTML."""
 
     check: Mapping[str, Any]
     at: datetime
@@ -122,7 +123,7 @@ def of_check(
     return render(
         Shown(
             check,
-            at=window.end or datetime.now(UTC),
+            at=datetime.now(UTC),
             compared=len(window.scores),
             captured=sum(image is not None for image in window.images),
             properties=property_changes(reference, window.scores, properties),

@@ -63,11 +63,11 @@ def planted(rng: np.random.Generator) -> Window:
 def test_planted_outliers_come_first_and_near_copies_once(reference: Reference, planted: Window) -> None:
     found = examples_of(Verdict.DATA_DRIFT, reference, planted, frozenset(reference.scores.digests))
     places = [int(each.prediction_id[1:]) for each in found]
-    assert min(places[:3]) >= 286
-    assert set(places[:6]) >= {286, 287, 288, 289}
+    assert min(places[:4]) >= 286
+    assert len({286, 287, 288, 289} & set(places)) >= 3
     assert [place >= 290 for place in places].count(True) == 1
     assert len(set(places)) == len(places) <= MOST
-    assert all(each.drift > 0.9 for each in found[:6])
+    assert all(each.drift > 0.99 for each in found[:4])
     assert all(each.why is Why.DRIFTED and each.image_url == f"i{each.prediction_id[1:]}" for each in found)
 
 
@@ -95,10 +95,12 @@ def test_nothing_is_shown_of_a_clean_window_nor_what_was_not_kept_or_is_damaged(
     embedding = planted.scores.embedding.copy()
     embedding[286] = np.nan
     kept = tuple(None if at == 287 else image for at, image in enumerate(planted.images))
-    window = replace(planted, images=kept, scores=replace(planted.scores, embedding=embedding))
-    found = {each.prediction_id for each in examples_of(Verdict.DATA_DRIFT, reference, window, ())}
-    assert {"p288", "p289"} <= found
-    assert not {"p286", "p287"} & found
+    confidence = planted.scores.confidence.copy()
+    confidence[290:] = np.nan
+    window = replace(planted, images=kept, scores=replace(planted.scores, embedding=embedding, confidence=confidence))
+    found = [each.prediction_id for each in examples_of(Verdict.DATA_DRIFT, reference, window, ())]
+    assert {"p288", "p289"} <= set(found[:4])
+    assert not {"p286", "p287", *(f"p{at}" for at in range(290, 300))} & set(found)
 
 
 def test_of_concept_drift_those_are_shown_whose_label_contradicts_the_model(
@@ -161,9 +163,7 @@ def test_properties_are_told_from_what_to_what(world: Any) -> None:
 
 def test_classes_are_told_from_what_to_what() -> None:
     reference = scores_of(np.zeros((40, 2)), "r", ["a"] * 20 + ["b"] * 20, ["a"] * 30 + ["b"] * 10)
-    held_out = (
-        np.arange(40) % 2 == 0
-    )  # ten labelled a of which all, and ten labelled b of which five are answered right
+    held_out = np.arange(40) % 2 == 0  # of ten labelled a all are answered right, of ten labelled b five
     scores = scores_of(np.zeros((10, 2)), "w", ["c"] * 2 + [None] * 8, ["a"] + ["b"] * 9)
     window = replace(window_with(scores), answers=Answers(np.array(["a", "a"]), np.array(["a", "b"])))
     found = class_changes(Reference(("a", "b", "c"), PROPERTIES, reference, held_out), window)

@@ -18,14 +18,17 @@ import sqlalchemy as sa
 from PIL import Image
 
 from monitoring import page, report, two_sample
+from monitoring.breakdown import ClassChange
 from monitoring.check import Check, run_check
 from monitoring.examples import Example, Neighbour, Why
 from monitoring.page import MOST_BYTES, Shown, render
 from monitoring.window import Reference, Scores, window_of
 from perennial import ledger
+from perennial.images import InputRule
 from perennial.ledger import open_ledger
 from perennial.settings import Settings
 from perennial.storage import Storage, capture_key, sha256
+from tests.monitoring.conftest import turned
 
 HOSTILE = "</script><script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"'&amp;"
 
@@ -62,10 +65,6 @@ def sqlite(home: Path) -> Iterator[sa.Engine]:
     engine = open_ledger(f"sqlite:///{home / 'ledger.sqlite'}")
     yield engine
     engine.dispose()
-
-
-def turned(images: Any) -> Any:
-    return np.rot90(images, axes=(1, 2)).copy()
 
 
 def capture(storage: Storage, images: Any) -> list[str]:
@@ -204,7 +203,7 @@ def test_names_from_outside_are_text_and_nothing_else(world: Any, settings: Sett
     check = a_check(name=HOSTILE, causes=[{"cause": "data_drift", "why": HOSTILE, "columns": [HOSTILE]}])
     window = replace(window_of([]), rows=200, scores=scores, answers=scores.answers)
     html = page.of_check(
-        check, settings, a_rule(), reference, window, properties=None, examples=[example], thumbnails={"r1": b"j"},
+        check, settings, InputRule(8, 8), reference, window, properties=None, examples=[example], thumbnails={"r1": b"j"},
         run=run,
     )  # fmt: skip
     parsed = Parsed(html)
@@ -218,12 +217,6 @@ def test_names_from_outside_are_text_and_nothing_else(world: Any, settings: Sett
     assert "probability:\\u003c/script>" in str(frame["srcdoc"])  # the same JSON, which no longer ends the script
     data = re.search(r"var (metric_[0-9a-f]{32}) = (.*?);\n", str(frame["srcdoc"]))
     assert data is not None
-
-
-def a_rule() -> Any:
-    from perennial.images import InputRule
-
-    return InputRule(8, 8)
 
 
 def a_check(**changes: Any) -> dict[str, Any]:
@@ -257,15 +250,16 @@ def test_a_page_stays_under_its_bound_whatever_evidently_writes() -> None:
 
 
 def test_long_names_many_classes_and_many_problems_are_cut_short() -> None:
-    from monitoring.breakdown import ClassChange
-
     classes = [ClassChange("<" * 5000 + str(at), 0.1, 0.2, None, None, None, None) for at in range(500)]
     problems = [{"family": "output", "column": "c" * 5000, "problem": "p" * 5000}] * 500
-    check = a_check(problems=problems, causes=[{"cause": "data_drift", "why": "y" * 100_000, "columns": []}])
+    families = {"output": {"skipped": "s" * 100_000}}
+    check = a_check(
+        families=families, problems=problems, causes=[{"cause": "data_drift", "why": "y" * 100_000, "columns": []}]
+    )
     html = render(Shown(check, datetime.now(UTC), 200, 0, classes=classes))
     assert len(html.encode()) < 200_000
     assert "460 classes more" in Parsed(html).text
-    assert "480 columns more" in Parsed(html).text
+    assert "and 480 columns more" in Parsed(html).text
 
 
 def test_a_model_of_two_classes_with_labels_has_its_report(
