@@ -112,8 +112,8 @@ def examples_of(
 
 
 def _drifted(drift: Array, found: tuple[Array, Array] | None) -> Array:
-    """How much each row [M] is worth showing, in 0..1; all are 1 where nothing is known. Where drift is plain, every row
-    is further out than all of the reference: then it is their order among themselves that tells them apart."""
+    """How much each row [M] is worth showing, in 0..1; all are 1 where nothing is known. Where drift is plain, every
+    row is further out than all of the reference: then it is their order among themselves that tells them apart."""
     if found is None:
         return np.ones(len(drift))
     order = rankdata(np.nan_to_num(found[1], nan=-np.inf), method="max") / len(drift)

@@ -203,8 +203,8 @@ def test_names_from_outside_are_text_and_nothing_else(world: Any, settings: Sett
     check = a_check(name=HOSTILE, causes=[{"cause": "data_drift", "why": HOSTILE, "columns": [HOSTILE]}])
     window = replace(window_of([]), rows=200, scores=scores, answers=scores.answers)
     html = page.of_check(
-        check, settings, InputRule(8, 8), reference, window, properties=None, examples=[example], thumbnails={"r1": b"j"},
-        run=run,
+        check, settings, InputRule(8, 8), reference, window, properties=None, examples=[example],
+        thumbnails={"r1": b"j"}, run=run,
     )  # fmt: skip
     parsed = Parsed(html)
     nothing_is_loaded(parsed)
