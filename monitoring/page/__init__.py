@@ -160,10 +160,10 @@ def _environment() -> Environment:
     environment.filters |= {
         "share": lambda value: f"{100 * value:.1f} %",
         "interval": _interval,
-        "points": lambda value: f"{100 * value:+.1f}",
+        "points": lambda value: _signed(100 * value),
         "recall": _recall,
         "plain": lambda value: f"{value:.3g}",
-        "sd": lambda value: f"{value:+.1f} sd",
+        "sd": lambda value: f"{_signed(value)} sd",
         "count": lambda number: f"{number:,}",
         "name": lambda text: _short(str(text), 60),
         "text": lambda text: _short(str(text), 1500),
@@ -176,6 +176,10 @@ def _environment() -> Environment:
 
 def _short(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # never "-0.0"
 
 
 def _interval(found: Mapping[str, float]) -> str:
