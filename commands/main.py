@@ -72,6 +72,7 @@ def _collect() -> None:
         serve,
         status,
         train,
+        ui,
         watch,
     )
 
@@ -81,6 +82,7 @@ def _collect() -> None:
     app.command("serve")(serve.serve)
     app.command("monitor")(monitor.monitor)
     app.command("watch")(watch.watch)
+    app.command("ui")(ui.ui)
     app.command("retrain")(retrain.retrain)
     app.add_typer(models.app, name="models")
     app.add_typer(labels.app, name="labels")

@@ -23,10 +23,13 @@ _DIRECTIONS: Final = {
     "brightness": ("darker", "brighter"),
     "contrast": ("flatter", "of more contrast"),
     "sharpness": ("softer", "sharper or noisier"),
+    "smoothness": ("of more fine detail, or noisier", "smoother, or compressed more"),
     "saturation": ("paler", "more saturated"),
     "red": ("less red", "more red"),
     "green": ("less green", "more green"),
     "blue": ("less blue", "more blue"),
+    "red_green": ("greener", "redder"),
+    "yellow_blue": ("bluer", "yellower"),
 }
 
 
@@ -37,7 +40,8 @@ class Evidence:
     `rows` were received, of which `distinct` are different images. `faults` are broken rules of collection, in words.
     `within_classes` is the domain classifier with the class mix taken out; its `alarm` means that it still fires.
     `misfit` says what of the properties' shift one lens cannot explain. `mix_explains_properties`: once the reference
-    has the window's class mix, no property is shifted by more than its floor.
+    has the window's class mix, no property is shifted by more than its floor. `novel_properties` are those by which the
+    novel images differ from the reference, most first.
     """
 
     rows: int
@@ -49,9 +53,11 @@ class Evidence:
     class_mix: Family | None = None
     embedding: Family | None = None
     within_classes: Family | None = None
+    novelty: Family | None = None
     labels: Family | None = None
     misfit: Misfit | None = None
     mix_explains_properties: bool = False
+    novel_properties: tuple[Column, ...] = ()
 
 
 def attribute(evidence: Evidence) -> tuple[Verdict, tuple[Cause, ...]]:
@@ -96,6 +102,9 @@ def _of_inputs(evidence: Evidence) -> list[Cause]:
             seen = evidence.output.alarmed if evidence.output is not None else ()
             why = _images_differ(evidence) if _fires(evidence.embedding) else _outputs_differ(seen)
             causes.append(Cause(Verdict.DATA_DRIFT, why, tuple(column.name for column in seen[:3])))
+    if not causes and _fires(evidence.novelty):
+        names = tuple(column.name for column in evidence.novel_properties)
+        causes.append(Cause(Verdict.DATA_DRIFT, _some_are_novel(evidence), names))
     return causes
 
 
@@ -155,6 +164,15 @@ def _images_differ(evidence: Evidence) -> str:
     family = evidence.within_classes if _fires(evidence.within_classes) else evidence.embedding
     score = f" (a classifier tells them apart with AUC {family.score:.2f})" if family is not None else ""
     return f"images of the same predicted class look different to the model{score}"
+
+
+def _some_are_novel(evidence: Evidence) -> str:
+    assert evidence.novelty is not None
+    moved = "; ".join(describe(column) for column in evidence.novel_properties)
+    return (
+        f"most images are as they were, yet {evidence.novelty.score:.1%} more than should be are like nothing in the "
+        f"reference{': ' + moved if moved else ''}"
+    )
 
 
 def _outputs_differ(columns: Sequence[Column]) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
@@ -29,11 +29,14 @@ from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Reference, Scores, Window, read_reference, read_window
 from perennial import ledger
 from perennial.bundle import Manifest
-from perennial.errors import LedgerUnavailable, StorageUnavailable
+from perennial.errors import LedgerUnavailable, StorageUnavailable, WorkspaceUnavailable
 from perennial.ledger import EventKind
 from perennial.ledger.ids import new_id
 from perennial.settings import Settings
 from perennial.storage import Storage
+
+if TYPE_CHECKING:
+    from evidently.core.report import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +117,7 @@ class _Finding:
     retrain: RetrainDecision
     examples: tuple[Example, ...] = ()
     thumbnails: dict[str, bytes] = field(default_factory=dict)
-    run: Any | None = None
+    run: Snapshot | None = None
 
 
 def run_check(engine: sa.Engine, settings: Settings) -> Check:
@@ -188,7 +191,19 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     except (StorageUnavailable, LedgerUnavailable) as error:
         # The check is written; a report too many is no reason to say that it failed.
         logger.warning("old reports are left where they are: %s", error)
+    if found.run is not None and settings.monitor.workspace:
+        _add_to_workspace(settings, found.run)
     return check
+
+
+def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
+    from monitoring.workspace import add_run  # as heavy as the report
+
+    try:
+        add_run(settings.workspace_path, settings.name, run, settings.monitor.keep_reports)
+    except WorkspaceUnavailable as error:
+        # The check and its report are written; the workspace only draws them over time.
+        logger.warning("this check is missing in `perennial ui`: %s", error)
 
 
 def _compared(engine: sa.Engine, settings: Settings, live: Live, reference: Reference, window: Window) -> _Finding:
@@ -196,26 +211,36 @@ def _compared(engine: sa.Engine, settings: Settings, live: Live, reference: Refe
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
     accuracy = read_accuracies(engine, settings, live.version, unseen, window)
+    families = _families(gathered.evidence)
     thumbnails = reference_thumbnails(live.bundle) if verdict not in CALM else {}
     return _Finding(
         verdict,
         causes,
-        _families(gathered.evidence),
+        families,
         accuracy,
         _decision(engine, settings, live.version, verdict, accuracy, unseen, window),
         examples_of(verdict, reference, window, thumbnails),
         thumbnails,
-        _evidently(settings, live.version, reference, window, gathered.measured),
+        _rendered(settings, live.version, reference, window, gathered.measured, verdict, families, accuracy),
     )
 
 
-def _evidently(
-    settings: Settings, version: str, reference: Reference, window: Window, measured: Measured | None
-) -> Any | None:
-    """Evidently's run of its report; None where nothing was tested."""
+def _rendered(
+    settings: Settings,
+    version: str,
+    reference: Reference,
+    window: Window,
+    measured: Measured | None,
+    verdict: Verdict,
+    families: Mapping[str, Family],
+    accuracy: Accuracies,
+) -> Snapshot | None:
+    """Evidently's report; None where nothing was tested."""
     if measured is None:
         return None
-    from monitoring import report  # seconds and hundreds of megabytes: only where there is something to show
+    # Seconds and hundreds of megabytes: only where there is something to show.
+    from monitoring import report
+    from monitoring.check_metrics import check_metrics
 
     return report.render(
         reference,
@@ -223,9 +248,16 @@ def _evidently(
         measured,
         alpha=settings.monitor.alpha,
         least_labels=settings.monitor.min_labels,
-        at=window.end or datetime.now(UTC),
+        at=datetime.now(UTC),
         name=f"{settings.name} {version}",
-        metadata={"model_version": version, "rows": str(window.rows), "precision": window.precision},
+        metadata={
+            "model_version": version,
+            "rows": str(window.rows),
+            "precision": window.precision,
+            "window_end": window.end.isoformat() if window.end else "",
+        },
+        tags=[str(verdict)],
+        found=check_metrics(verdict, families, accuracy),
     )
 
 
@@ -313,6 +345,7 @@ def _families(evidence: Evidence) -> dict[str, Family]:
         "class_mix": evidence.class_mix,
         "embedding": evidence.embedding,
         WITHIN_CLASSES: evidence.within_classes,
+        "novelty": evidence.novelty,
         "labels": evidence.labels,
     }
     return {name: family for name, family in families.items() if family is not None}

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2_contingency, fisher_exact, wasserstein_distance
+from scipy.stats import chi2_contingency, fisher_exact
 
 from monitoring.embedding import Separation
+from monitoring.novelty import Novelty
 from monitoring.window import Answers, Scores
+from perennial.effects import LEAST_SPREAD, shares, standardised_distance
 
-#: Spreads below this count as this: a column that hardly varied is not shifted by a rounding error.
-LEAST_SPREAD: Final = 0.01
 _MIN_VALUES: Final = 20  # of each side; fewer say nothing about a column
 _POOL_BELOW: Final = 10  # classes with fewer rows on both sides together are tested as one: chi-square needs counts
 
@@ -90,17 +90,16 @@ def shifted(
             continue
         left = reference[name][np.isfinite(reference[name])].astype(np.float64)
         right = window[name][np.isfinite(window[name])].astype(np.float64)
-        spread = max(float(left.std()), LEAST_SPREAD)
-        effect = float(wasserstein_distance(left, right)) / spread
+        effect = standardised_distance(left, right)
         corrected = min(1.0, p_value * count)
-        shift = float(right.mean() - left.mean()) / spread
+        shift = float(right.mean() - left.mean()) / max(float(left.std()), LEAST_SPREAD)
         columns.append(Column(name, effect, corrected, corrected <= alpha and effect >= floor, shift))
     return _family(columns, floor)
 
 
 def class_mix(reference: Scores, window: Scores, p_value: float | None, *, alpha: float, floor: float) -> Family:
     """The predicted classes: a two-sample chi-square, and the total variation between the two mixes."""
-    names, left, right = mixes(reference.predicted, window.predicted)
+    names, left, right = shares(reference.predicted, window.predicted)
     if p_value is None or not np.isfinite(p_value) or not len(names):
         return Family(0.0, 1.0, False, floor, skipped="the test gave no number")
     distance = float(np.abs(right - left).sum() / 2)
@@ -132,6 +131,20 @@ def embedding_within_classes(
     columns = [
         Column(name, found.auc, found.p_value, found.p_value <= alpha and found.auc >= floor) for name, found in tried
     ]
+    return _family(columns, floor)
+
+
+def novelty(found: Mapping[str, Novelty | None], *, alpha: float, floor: float) -> Family:
+    """More images than there should be are like nothing in the reference; by what they were compared in, corrected."""
+    tried = {name: each for name, each in found.items() if each is not None}
+    columns = []
+    for name, each in found.items():
+        if each is None:
+            columns.append(Column(name, problem="too few rows that can be compared"))
+            continue
+        p_value = min(1.0, each.p_value * len(tried))
+        alarm = p_value <= alpha and each.excess >= floor
+        columns.append(Column(name, max(0.0, each.excess), p_value, alarm, each.excess))
     return _family(columns, floor)
 
 
@@ -189,14 +202,6 @@ def two_sample_chi_square(left: NDArray[Any], right: NDArray[Any]) -> float:
     if table.shape[1] < 2 or (table.sum(axis=1) == 0).any():
         return 1.0
     return float(chi2_contingency(table, correction=False).pvalue)
-
-
-def mixes(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
-    """The categories of either side and their shares on each."""
-    names, inverse = np.unique(np.concatenate([left, right]).astype(str), return_inverse=True)
-    first = np.bincount(inverse[: len(left)], minlength=len(names)) / max(1, len(left))
-    second = np.bincount(inverse[len(left) :], minlength=len(names)) / max(1, len(right))
-    return names, first, second
 
 
 def _family(columns: Sequence[Column], floor: float) -> Family:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.stats import wasserstein_distance
 
 from monitoring import detectors, two_sample
 from monitoring.attribution import Evidence
-from monitoring.detectors import LEAST_SPREAD, Family
-from monitoring.embedding import MIN_ROWS
+from monitoring.detectors import Column, Family
+from monitoring.embedding import MIN_ROWS, chance_auc
 from monitoring.lens import misfit
+from monitoring.novelty import Novelty
 from monitoring.two_sample import Measured
-from monitoring.window import Reference, Window
+from monitoring.window import Reference, Scores, Window
+from perennial.effects import LEAST_SPREAD, shares, standardised_distance
 from perennial.settings import MonitorSettings
 
 #: Shares of the window at which collection is called broken. High: a clean stream does not come near them.
@@ -23,6 +24,8 @@ MOST_EMPTY: Final = 0.5
 MOST_DAMAGED: Final = 0.1
 #: An image is empty when its contrast is below this share of nearly every reference image's.
 _EMPTY_CONTRAST: Final = 0.1
+#: Standard deviations by which a property of the novel images differs if it is to be named.
+_NOVEL_BY: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,17 @@ def gather(reference: Reference, window: Window, settings: MonitorSettings) -> G
     )
     if window.rows < settings.min_rows or len(window.scores) < MIN_ROWS:
         return Gathered(evidence)
-    scores, alpha = window.scores, settings.alpha
+    scores, alpha, floors = window.scores, settings.alpha, _floors(reference, window.scores, settings)
     measured = two_sample.measure(reference, scores)
     unseen = reference.unseen
     # Half the floor: "the class mix explains it" must not be said of a shift that only just misses the floor.
-    within_floor = 0.5 + (settings.embedding_floor - 0.5) / 2
+    within_floor = 0.5 + (floors.embedding - 0.5) / 2
     properties = detectors.shifted(
         two_sample.property_columns(reference, reference.scores),
         two_sample.property_columns(reference, scores),
         measured.p_values,
         alpha=alpha,
-        floor=settings.property_floor,
+        floor=floors.properties,
     )
     return Gathered(
         Evidence(
@@ -67,12 +70,11 @@ def gather(reference: Reference, window: Window, settings: MonitorSettings) -> G
                 two_sample.output_columns(reference, scores),
                 measured.p_values,
                 alpha=alpha,
-                floor=settings.output_floor,
+                floor=floors.output,
             ),
-            class_mix=detectors.class_mix(
-                unseen, scores, measured.class_mix, alpha=alpha, floor=settings.class_mix_floor
-            ),
-            embedding=detectors.embedding(measured.separation, alpha=alpha, floor=settings.embedding_floor),
+            class_mix=detectors.class_mix(unseen, scores, measured.class_mix, alpha=alpha, floor=floors.class_mix),
+            embedding=detectors.embedding(measured.separation, alpha=alpha, floor=floors.embedding),
+            novelty=detectors.novelty(measured.novelty, alpha=alpha, floor=settings.novelty_floor),
             within_classes=detectors.embedding_within_classes(
                 measured.within, measured.within_grown, alpha=alpha, floor=within_floor
             ),
@@ -86,8 +88,35 @@ def gather(reference: Reference, window: Window, settings: MonitorSettings) -> G
             ),
             misfit=misfit(reference.scores.properties, scores.properties) if properties.alarm else None,
             mix_explains_properties=properties.alarm and mix_explains(reference, window, properties),
+            novel_properties=novel_properties(reference, scores, measured.novelty["properties"]),
         ),
         measured,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Floors:
+    """The least effect that counts, by family."""
+
+    properties: float
+    output: float
+    class_mix: float
+    embedding: float
+
+
+def _floors(reference: Reference, window: Scores, settings: MonitorSettings) -> _Floors:
+    """What the settings call worth acting on, and never less than what chance makes of windows of this size."""
+    every, unseen, now = len(reference.scores), int(reference.held_out.sum()), len(window)
+    chance = reference.chance
+
+    def least(family: str, known: int, practical: float) -> float:
+        return practical if chance is None else max(practical, chance.of(family, known, now))
+
+    return _Floors(
+        least("properties", every, settings.property_floor),
+        least("output", unseen, settings.output_floor),
+        least("class_mix", unseen, settings.class_mix_floor),
+        max(settings.embedding_floor, chance_auc(every, now)),
     )
 
 
@@ -121,10 +150,25 @@ def collection_faults(reference: Reference, window: Window) -> tuple[str, ...]:
     return tuple(faults)
 
 
+def novel_properties(reference: Reference, window: Scores, found: Novelty | None) -> tuple[Column, ...]:
+    """The properties by which the window's novel images differ from the reference, at most three, most first."""
+    if found is None or not found.rows.any():
+        return ()
+    columns = []
+    for index, name in enumerate(reference.properties):
+        known = reference.scores.properties[:, index]
+        known, novel = known[np.isfinite(known)], window.properties[found.rows, index]
+        effect = standardised_distance(known, novel)
+        shift = float(novel.mean() - known.mean()) / max(float(known.std()), LEAST_SPREAD)
+        columns.append(Column(f"property:{name}", effect, shift=shift))
+    moved = sorted(columns, key=lambda column: -column.effect)
+    return tuple(column for column in moved[:3] if column.effect >= _NOVEL_BY)
+
+
 def mix_explains(reference: Reference, window: Window, properties: Family) -> bool:
     """Does the class mix explain the shift of the properties? True where every column that raised the alarm falls
     under the floor once reference rows weigh as much as the window has of their class."""
-    names, before, now = detectors.mixes(reference.scores.predicted, window.scores.predicted)
+    names, before, now = shares(reference.scores.predicted, window.scores.predicted)
     ratio = dict(zip(names, np.divide(now, before, out=np.zeros_like(now), where=before > 0), strict=True))
     weights = np.array([ratio[str(name)] for name in reference.scores.predicted])
     for column in properties.alarmed:
@@ -134,7 +178,6 @@ def mix_explains(reference: Reference, window: Window, properties: Family) -> bo
         right = right[np.isfinite(right)]
         if weights[known].sum() <= 0:
             return False
-        distance = wasserstein_distance(left[known], right, u_weights=weights[known])
-        if distance / max(float(left[known].std()), LEAST_SPREAD) >= properties.floor:
+        if standardised_distance(left[known], right, weights[known]) >= properties.floor:
             return False
     return True

@@ -6,7 +6,6 @@ and some 280 MB, so only `check.py` does, when there is something to show.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -17,18 +16,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 
+from monitoring.check_metrics import DomainClassifier
 from monitoring.detectors import two_sample_chi_square
+from monitoring.quiet_evidently import quietly
 from monitoring.two_sample import Measured, output_columns, property_columns
 from monitoring.window import Reference, Scores
 
-os.environ.setdefault("DO_NOT_TRACK", "1")  # read by evidently on import
-
-with warnings.catch_warnings():
-    # Evidently touches numpy.core and litestar's old names while it is imported; nothing we could do better.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    warnings.filterwarnings("ignore", module=r"litestar\..*")
+with quietly():
     from evidently import BinaryClassification, DataDefinition, Dataset, MulticlassClassification, Report
-    from evidently.core.metric_types import ByLabelCalculation, ByLabelMetric, ByLabelValue
+    from evidently.core.report import Snapshot
     from evidently.legacy.calculations.stattests import StatTest, register_stattest
     from evidently.legacy.core import ColumnType
     from evidently.metrics import Accuracy, RecallByLabel, RowCount, ValueDrift
@@ -52,26 +48,6 @@ TWO_SAMPLE_CHI_SQUARE: Final = StatTest(
 register_stattest(TWO_SAMPLE_CHI_SQUARE, default_impl=_homogeneity)
 
 
-class DomainClassifier(ByLabelMetric):  # type: ignore[misc]  # evidently has no types
-    """Can the window's embeddings be told from the reference's? As `monitoring.embedding` found.
-
-    Shows `auc` and `p_value` over all rows and, with the class mix taken out, the same with `_within_classes` and
-    `_within_grown_classes`; those that could not be computed are left out.
-    """
-
-    found: dict[str, float]
-
-
-class DomainClassifierCalculation(ByLabelCalculation[DomainClassifier]):  # type: ignore[misc]  # evidently has no types
-    def calculate(
-        self, context: Any, current_data: Dataset, reference_data: Dataset | None
-    ) -> tuple[ByLabelValue, ByLabelValue | None]:
-        return self.result(self.metric.found), None
-
-    def display_name(self) -> str:
-        return "Domain classifier on embeddings"
-
-
 def render(
     reference: Reference,
     window: Scores,
@@ -82,15 +58,17 @@ def render(
     at: datetime,
     name: str,
     metadata: Mapping[str, str],
-) -> Report:
-    """Run Evidently's report of a check: the tests of `measured`, by the same functions, with its plots; accuracy and
-    recalls where there are labels enough."""
+    tags: Sequence[str] = (),
+    found: Sequence[Any] = (),
+) -> Snapshot:
+    """Run Evidently's report of a check: `found` first (of `check_metrics`), the tests of `measured`, by the same
+    functions, with its plots; accuracy and recalls where there are labels enough."""
     numeric = list(measured.p_values)
     frames = [
         _frame(reference, reference.scores, numeric, reference.held_out),
         _frame(reference, window, numeric, np.ones(len(window), dtype=bool)),
     ]
-    metrics: list[Any] = [RowCount()]
+    metrics: list[Any] = [*found, RowCount()]
     metrics += [ValueDrift(column=column, method="ks", threshold=alpha / len(numeric)) for column in numeric]
     metrics += [ValueDrift(column=PREDICTED, method=TWO_SAMPLE_CHI_SQUARE.name, threshold=alpha)]
     metrics += [DomainClassifier(found=_found(measured))]
@@ -116,7 +94,7 @@ def render(
         # Evidently computes precision for classes nobody predicted, and asks SciPy for exact p-values with ties.
         warnings.filterwarnings("ignore", category=UndefinedMetricWarning)
         warnings.filterwarnings("ignore", message="ks_2samp: Exact calculation unsuccessful", category=RuntimeWarning)
-        return Report(metrics).run(now, before, timestamp=at, name=name, metadata=dict(metadata))
+        return Report(metrics).run(now, before, timestamp=at, name=name, metadata=dict(metadata), tags=list(tags))
 
 
 def _frame(reference: Reference, scores: Scores, numeric: list[str], held_out: NDArray[np.bool_]) -> pd.DataFrame:

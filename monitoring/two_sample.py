@@ -12,23 +12,24 @@ from scipy.stats import ks_2samp
 
 from monitoring.detectors import two_sample_chi_square, usable
 from monitoring.embedding import Separation, separate, separate_within, separate_within_grown
+from monitoring.novelty import Novelty, find_novel
 from monitoring.window import Reference, Scores
+from perennial.effects import tested_probabilities
 
 CONFIDENCE: Final = "confidence"
-#: Probabilities tested by column: of many classes, those the reference gives the most. The rest is covered by the
-#: confidence and by the class mix.
-MOST_PROBABILITIES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`p_values` is by column, not corrected; a separation is None where it could not be measured."""
+    """`p_values` is by column, not corrected; a separation is None where it could not be measured, and so is novelty,
+    which is by what it was looked for in."""
 
     p_values: dict[str, float]
     class_mix: float
     separation: Separation | None
     within: Separation | None
     within_grown: Separation | None
+    novelty: dict[str, Novelty | None]
 
 
 def property_columns(reference: Reference, scores: Scores) -> dict[str, Any]:
@@ -38,8 +39,7 @@ def property_columns(reference: Reference, scores: Scores) -> dict[str, Any]:
 
 def output_columns(reference: Reference, scores: Scores) -> dict[str, Any]:
     """The class probabilities and the confidence by column name."""
-    shares = np.nan_to_num(reference.scores.probabilities).mean(axis=0)
-    tested = sorted(np.argsort(-shares, kind="stable")[:MOST_PROBABILITIES])
+    tested = tested_probabilities(reference.scores.probabilities)
     columns = {f"probability:{reference.classes[index]}": scores.probabilities[:, index] for index in tested}
     return {**columns, CONFIDENCE: scores.confidence}
 
@@ -64,6 +64,11 @@ def measure(reference: Reference, window: Scores, *, seed: int = 0) -> Measured:
         separate(left, right, seed=seed),
         separate_within(left, left_classes, right, right_classes, seed=seed),
         separate_within_grown(left, left_classes, right, right_classes, seed=seed),
+        {
+            "properties": find_novel(reference.scores.properties, window.properties, seed=seed),
+            # A network knows what it learnt from: beside that, all else would be new to it.
+            "embedding": find_novel(unseen.embedding, window.embedding, seed=seed),
+        },
     )
 
 

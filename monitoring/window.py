@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pyarrow.lib import ArrowException
 
 from perennial.bundle import Bundle
+from perennial.chance import ChanceEffects
+from perennial.effects import chance_effects
 from perennial.errors import InvalidBundle
 from perennial.graph import FLOAT32
 from perennial.ledger import predictions
@@ -124,12 +126,14 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What healthy looks like: the bundle's reference rows. `held_out` [N] is False for rows that also took part in
-    training; outputs and accuracy are compared with held-out rows only."""
+    training; outputs and accuracy are compared with held-out rows only. `chance` is how far apart its own halves are;
+    None where it is too small to say."""
 
     classes: tuple[str, ...]
     properties: tuple[str, ...]
     scores: Scores
     held_out: NDArray[np.bool_]
+    chance: ChanceEffects | None = None
 
     @property
     def unseen(self) -> Scores:
@@ -218,7 +222,14 @@ def read_reference(bundle: Bundle, precision: str = FLOAT32) -> Reference | None
     path = bundle.reference if precision == FLOAT32 else bundle.reference_in(precision)
     if path is None or _is_empty(path):
         return None
-    return reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
+    found = reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
+    return replace(found, chance=bundle.manifest.chance or chance_of(found))
+
+
+def chance_of(reference: Reference) -> ChanceEffects | None:
+    """How far apart the halves of a reference are, for a bundle that does not say so."""
+    unseen = reference.unseen
+    return chance_effects(reference.scores.properties, unseen.probabilities, unseen.predicted)
 
 
 def _is_empty(path: Path) -> bool:

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from perennial.chance import ChanceEffects
 from perennial.errors import InvalidBundle
 from perennial.graph import FLOAT32, INT8
 from perennial.images import InputRule
@@ -200,7 +201,8 @@ class FileDigest(_Part):
 
 class Manifest(_Part):
     """`precisions` are the certified ones, which the service may run: float32 always. `certificates` tells of each
-    precision that was tried, `ladder` of each strategy, `findings` of what to look at before trusting the metrics."""
+    precision that was tried, `ladder` of each strategy, `findings` of what to look at before trusting the metrics,
+    `chance` of how far apart the reference's own halves are (None where it is too small, or the bundle older)."""
 
     schema_number: int = SCHEMA
     name: str
@@ -221,6 +223,7 @@ class Manifest(_Part):
     certificates: dict[str, Certificate] = {}
     ladder: Ladder | None = None
     findings: tuple[Finding, ...] = ()
+    chance: ChanceEffects | None = None
     seed: int
     parent: str | None = None
     packages: dict[str, str]

@@ -234,6 +234,13 @@ class StorageUnavailable(PerennialError):
     retry_after_seconds = 2
 
 
+class WorkspaceUnavailable(PerennialError):
+    """The local folder of the Evidently workspace cannot be read or written."""
+
+    title = "The Evidently workspace cannot be used"
+    slug = "workspace-unavailable"
+
+
 # --- traffic ---------------------------------------------------------------------------------------------
 
 

@@ -29,8 +29,12 @@ CPU: Final = "cpu"
 CUDA: Final = "cuda"
 INPUT: Final = "pixels"
 OUTPUTS: Final = ("probabilities", "embedding", "properties")
-#: The order of the columns of the output `properties`; all but contrast's and sharpness' scales are in 0..1.
-PROPERTIES: Final = ("brightness", "contrast", "sharpness", "saturation", "red", "green", "blue")
+#: The order of the columns of the output `properties`. Sharpness is a logarithm and the opponent colours are in -1..1;
+#: the others are in 0..1.
+PROPERTIES: Final = (
+    "brightness", "contrast", "sharpness", "smoothness", "saturation", "red", "green", "blue", "red_green",
+    "yellow_blue",
+)  # fmt: skip
 
 Floats = NDArray[np.float32]
 

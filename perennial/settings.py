@@ -263,8 +263,8 @@ class MonitorSettings(Section):
         0.0015,
         ge=0.001,
         lt=0.5,
-        description="False-alarm rate of each of the five families of tests on clean windows, after correction; "
-        "the whole verdict's is at most five times this.",
+        description="False-alarm rate of each of the six families of tests on clean windows, after correction; "
+        "the whole verdict's is at most six times this.",
     )
     property_floor: float = Field(
         0.25,
@@ -280,6 +280,9 @@ class MonitorSettings(Section):
     embedding_floor: Fraction = Field(
         0.60, description="Least area under the curve of the domain classifier on embeddings that counts."
     )
+    novelty_floor: Fraction = Field(
+        0.02, description="Least share of images like nothing in the reference that counts, beyond the usual."
+    )
     accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
     open_after: int = Field(
         2, ge=1, le=10, description="So many of the latest `open_of` windows have to alarm before drift is opened."
@@ -289,7 +292,13 @@ class MonitorSettings(Section):
         3, ge=1, le=20, description="So many windows in a row have to be clean before an open drift is closed."
     )
     keep_reports: int = Field(
-        100, ge=1, description="Reports of the newest checks that are kept, about 4 MB each; older ones are deleted."
+        100,
+        ge=1,
+        description="Reports of the newest checks that are kept, about 4 MB each, and runs in the Evidently workspace, "
+        "about .6 MB each; older ones are deleted.",
+    )
+    workspace: bool = Field(
+        True, description="Add each check's run to the Evidently workspace in `home`, which `perennial ui` shows."
     )
     interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")
     port: int = Field(3001, ge=0, le=65535, description="Port of the watcher's own `/metrics`; 0 turns it off.")
@@ -392,6 +401,11 @@ class Settings(BaseSettings):
     def journal_path(self) -> Path:
         """Predictions and images that wait for the database and the storage. Must outlive the process."""
         return self.home_path / "journal" / self.name
+
+    @property
+    def workspace_path(self) -> Path:
+        """The Evidently workspace: this machine's, whichever model's checks."""
+        return self.home_path / "evidently"
 
     @property
     def cache_path(self) -> Path:

@@ -142,7 +142,9 @@ class ServedModel(nn.Module):
 
     def _properties(self, images: Tensor) -> Tensor:
         """`perennial.graph.PROPERTIES` of images [N, 3, H, W] in 0..1. Sharpness is log(1 + variance of the
-        Laplacian), in 8-bit steps squared."""
+        Laplacian), in 8-bit steps squared. Smoothness is how much of the image has no fine detail, which compression
+        takes away while it adds edges: the mean of 1 / (1 + Laplacian squared). The opponent colours are Hasler and
+        Suesstrunk's (2003): they see a turn of hue, which hides in the channels behind the brightness."""
         luma = (images * self.luma).sum(dim=1)
         brightness = luma.mean(dim=(1, 2))
         contrast = (luma - brightness[:, None, None]).square().mean(dim=(1, 2)).sqrt()
@@ -151,12 +153,14 @@ class ServedModel(nn.Module):
         laplacian = 255.0 * (around - 4.0 * middle)
         centred = laplacian - laplacian.mean(dim=(1, 2), keepdim=True)
         sharpness = torch.log(1.0 + centred.square().mean(dim=(1, 2)))
+        smoothness = (1.0 / (1.0 + laplacian.square())).mean(dim=(1, 2))
         highest, lowest = images.amax(dim=1), images.amin(dim=1)
         saturation = ((highest - lowest) / highest.clamp(min=1.0 / 255.0)).mean(dim=(1, 2))
-        channels = images.mean(dim=(2, 3))
+        red, green, blue = images.mean(dim=(2, 3)).unbind(dim=1)
         columns = {
-            "brightness": brightness, "contrast": contrast, "sharpness": sharpness, "saturation": saturation,
-            "red": channels[:, 0], "green": channels[:, 1], "blue": channels[:, 2],
+            "brightness": brightness, "contrast": contrast, "sharpness": sharpness, "smoothness": smoothness,
+            "saturation": saturation, "red": red, "green": green, "blue": blue, "red_green": red - green,
+            "yellow_blue": (red + green) / 2.0 - blue,
         }  # fmt: skip
         return torch.stack([columns[name] for name in PROPERTIES], dim=1)
 

@@ -49,7 +49,7 @@ from training.datasets import LabelledImages, Row, Skipped
 from training.export import ServedModel, export_graph, fit_whitening, save_weights
 from training.features import Embedded
 from training.label_errors import LabelError, likely_label_errors
-from training.reference import dataset_table, reference_table
+from training.reference import dataset_table, reference_chance, reference_table
 from training.reference_images import ReferenceImages
 from training.report import render
 from training.run_log import Log, unlogged
@@ -320,6 +320,7 @@ def _manifest(
             accuracy=metrics["accuracy"],
             baseline=next((rung.accuracy for rung in chosen.ladder.rungs if rung.name == SIMPLE), None),
         ),
+        chance=reference_chance(scored, images.classes, output, learnt=chosen.learnt),
         seed=request.seed,
         parent=request.parent,
         packages={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},

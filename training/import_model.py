@@ -52,7 +52,7 @@ from training.backbones import Backbone
 from training.datasets import Row
 from training.export import EMBEDDING, ServedModel, export_graph, fixed_projection, save_weights
 from training.publish import publish
-from training.reference import dataset_table, reference_table
+from training.reference import dataset_table, reference_chance, reference_table
 from training.reference_images import ReferenceImages
 
 STRATEGY: Final = "imported"
@@ -280,6 +280,7 @@ def _manifest(
         properties=PROPERTIES,
         precisions=certified or (FLOAT32,),
         certificates=certificates,
+        chance=reference_chance(rows, classes, outputs[FLOAT32]),
         seed=settings.train.seed,
         packages={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )

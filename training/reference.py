@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from perennial.chance import ChanceEffects
+from perennial.effects import chance_effects
 from perennial.graph import GraphOutput
 from training.datasets import Row
 
@@ -36,6 +38,17 @@ def reference_table(
             "held_out": pa.array([row.digest not in learnt for row in chosen], pa.bool_()),
         }
     )
+
+
+def reference_chance(
+    rows: Sequence[Row], classes: Sequence[str], output: GraphOutput, *, learnt: frozenset[str] = frozenset()
+) -> ChanceEffects | None:
+    """How far apart halves of the same reference rows are by chance: of the properties of all, of the outputs of those
+    that the model has not learnt from."""
+    at = [index for index, row in enumerate(rows) if row.reference]
+    unseen = [index for index in at if rows[index].digest not in learnt]
+    predicted = np.array(classes)[output.probabilities[unseen].argmax(axis=1)] if unseen else np.empty(0, dtype=str)
+    return chance_effects(output.properties[at], output.probabilities[unseen], predicted)
 
 
 def dataset_table(rows: Sequence[Row]) -> pa.Table:

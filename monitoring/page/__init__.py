@@ -42,6 +42,7 @@ _FAMILIES: Final = {
     "output": "probabilities and confidence",
     "class_mix": "predicted classes",
     "embedding": "embedding",
+    "novelty": "images like nothing known",
     "embedding_within_classes": "embedding, class mix taken out",
     "labels": "labels",
 }

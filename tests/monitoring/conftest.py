@@ -71,18 +71,12 @@ class World:
         probabilities = self.classifier.predict_proba(flat).astype(np.float32)
         laplacian = np.stack([ndimage.laplace(image * 255) for image in images])
         brightness, zero = flat.mean(axis=1), np.zeros(len(flat))
-        properties = np.stack(
-            [
-                brightness,
-                flat.std(axis=1),
-                np.log1p(laplacian.var(axis=(1, 2))),
-                zero,
-                brightness,
-                brightness,
-                brightness,
-            ],
-            axis=1,
-        )
+        columns = {
+            "brightness": brightness, "contrast": flat.std(axis=1), "sharpness": np.log1p(laplacian.var(axis=(1, 2))),
+            "smoothness": (1 / (1 + laplacian**2)).mean(axis=(1, 2)), "saturation": zero, "red": brightness,
+            "green": brightness, "blue": brightness, "red_green": zero, "yellow_blue": zero,
+        }  # fmt: skip
+        properties = np.stack([columns[name] for name in PROPERTIES], axis=1)
         return Scores(
             probabilities,
             self.pca.transform(flat).astype(np.float32),

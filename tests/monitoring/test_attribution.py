@@ -25,15 +25,17 @@ CALM: dict[str, Any] = {
     "class_mix": family(False, *MIX),
     "embedding": family(False),
     "within_classes": family(False),
+    "novelty": family(False),
     "labels": family(False),
 }
 ONE_LENS, OTHER_IMAGES = Misfit(0.06, 0.07), Misfit(0.45, 0.16)
-P, O, M, E, W, L = (  # noqa: E741
+P, O, M, E, W, N, L = (  # noqa: E741
     {"properties": family(True, DARK, SOFT), "misfit": ONE_LENS},
     {"output": family(True, Column("confidence", 1.0, 1e-9, True, -1.0))},
     {"class_mix": family(True, *MIX)},
     {"embedding": family(True)},
     {"within_classes": family(True)},
+    {"novelty": family(True), "novel_properties": (SOFT,)},
     {"labels": family(True, LOSS)},
 )
 
@@ -78,6 +80,9 @@ CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("a new mix through a new lens", {**M, **P}, "sensor_shift", ["sensor_shift", "prior_shift"]),
     ("labels swapped", L, "concept_drift", ["concept_drift"]),
     ("labels swapped under a new mix", {**M, **L}, "prior_shift", ["prior_shift", "concept_drift"]),
+    ("a few images of something new", N, "data_drift", ["data_drift"]),
+    ("a few images of something new, under a new mix", {**M, **N}, "prior_shift", ["prior_shift"]),
+    ("a few images of something new through a new lens", {**P, **N}, "sensor_shift", ["sensor_shift"]),
     ("the domain classifier within classes alone says nothing", W, "ok", []),
 ]
 
@@ -95,6 +100,15 @@ def test_a_sensor_shift_names_the_properties_and_their_direction() -> None:
     assert cause.columns == ("property:sharpness", "property:brightness")
     assert "softer (sharpness -5.5 sd)" in cause.why
     assert "darker (brightness -1.9 sd)" in cause.why
+
+
+def test_novel_images_are_counted_and_told_by_what_they_differ() -> None:
+    novelty = Family(0.062, 1e-9, True, 0.02, (Column("properties", 0.062, 1e-9, True, 0.062),))
+    evidence = {**CALM, **N, "rows": 500, "distinct": 500, "min_rows": 200, "novelty": novelty}
+    _, (cause,) = attribute(Evidence(**evidence))
+    assert cause.columns == ("property:sharpness",)
+    assert "6.2% more than should be" in cause.why
+    assert "softer" in cause.why
 
 
 def test_a_prior_shift_names_the_classes() -> None:

@@ -58,6 +58,9 @@ def test_the_properties_are_those_of_plain_arithmetic(graph: Graph, pixels: NDAr
         "contrast": luma.std(axis=(1, 2)),
         "sharpness": np.log1p(laplacian.var(axis=(1, 2))),
         "saturation": ((highest - images.min(axis=3)) / np.maximum(highest, 1 / 255)).mean(axis=(1, 2)),
+        "smoothness": (1 / (1 + laplacian**2)).mean(axis=(1, 2)),
+        "red_green": (images[..., 0] - images[..., 1]).mean(axis=(1, 2)),
+        "yellow_blue": (images[..., :2].mean(axis=3) - images[..., 2]).mean(axis=(1, 2)),
         **{name: images[..., at].mean(axis=(1, 2)) for at, name in enumerate(("red", "green", "blue"))},
     }
     found = graph.run(pixels).properties
@@ -79,6 +82,10 @@ def test_properties_move_the_way_the_image_does(graph: Graph, shapes: Path, shap
     assert grey["red"] == pytest.approx(grey["blue"], abs=1e-5)
     red = properties(graph, Image.new("RGB", (64, 64), (255, 0, 0)), shape_bundle)
     assert (red["red"], red["green"], red["saturation"]) == pytest.approx((1, 0, 1), abs=1e-5)
+    assert (red["red_green"], red["yellow_blue"]) == pytest.approx((1, 0.5), abs=1e-5)
+    compressed = io.BytesIO()
+    image.save(compressed, "JPEG", quality=5)
+    assert properties(graph, Image.open(compressed), shape_bundle)["smoothness"] > plain["smoothness"]
 
 
 @pytest.mark.parametrize("extreme", [0, 255])

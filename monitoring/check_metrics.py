@@ -1,0 +1,148 @@
+"""What a check found, as metrics of Evidently: the report shows them, the workspace draws them over time.
+
+Evidently computes none of these. Each is told its numbers, so that what is drawn is what was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from monitoring.detectors import Family
+from monitoring.live_accuracy import Accuracies
+from monitoring.quiet_evidently import quietly
+from monitoring.verdict import Verdict
+
+with quietly():
+    from evidently import Dataset
+    from evidently.core.metric_types import (
+        ByLabelCalculation,
+        ByLabelMetric,
+        ByLabelValue,
+        CountCalculation,
+        CountMetric,
+        CountValue,
+        MetricCalculationBase,
+        MetricConfig,
+    )
+    from evidently.legacy.renderers.html_widgets import CounterData, counter
+
+#: Families that test column by column; the class mix is one column more.
+_BY_COLUMN: Final = ("properties", "output")
+
+
+def _config(calculation: MetricCalculationBase) -> MetricConfig:
+    """A metric's parameters without what was found: they tell the series of a dashboard apart, and each check would be
+    a series of its own."""
+    config = MetricCalculationBase.to_metric_config(calculation)
+    parameters = {name: value for name, value in config.params.items() if name != "found"}
+    return MetricConfig(metric_id=config.metric_id, params=parameters)
+
+
+class CheckVerdict(ByLabelMetric):  # type: ignore[misc]  # evidently has no types
+    """1 for the verdict of the check, 0 for each of the others."""
+
+    found: dict[str, float]
+
+
+class CheckVerdictCalculation(ByLabelCalculation[CheckVerdict]):  # type: ignore[misc]  # evidently has no types
+    to_metric_config = _config
+
+    def calculate(
+        self, context: Any, current_data: Dataset, reference_data: Dataset | None
+    ) -> tuple[ByLabelValue, ByLabelValue | None]:
+        result = self.result(self.metric.found)
+        said = max(self.metric.found, key=lambda verdict: self.metric.found[verdict])
+        result.widget = [counter(title=self.display_name(), counters=[CounterData(label="", value=said)])]
+        return result, None
+
+    def display_name(self) -> str:
+        return "Verdict"
+
+
+class CheckAccuracy(ByLabelMetric):  # type: ignore[misc]  # evidently has no types
+    """The accuracy `by labels`, `estimated` and `in the reference`; what is not known is left out."""
+
+    found: dict[str, float]
+
+
+class CheckAccuracyCalculation(ByLabelCalculation[CheckAccuracy]):  # type: ignore[misc]  # evidently has no types
+    to_metric_config = _config
+
+    def calculate(
+        self, context: Any, current_data: Dataset, reference_data: Dataset | None
+    ) -> tuple[ByLabelValue, ByLabelValue | None]:
+        return self.result(self.metric.found), None
+
+    def display_name(self) -> str:
+        return "Accuracy as the check found it"
+
+
+class DriftedColumns(CountMetric):  # type: ignore[misc]  # evidently has no types
+    """How many of the tested columns raised an alarm: the properties, the outputs and the predicted class.
+
+    `found` has `drifted` and `tested`, which is not 0. (Evidently's `DriftedColumnsCount` would test anew, in its own
+    way.)
+    """
+
+    found: dict[str, int]
+
+
+class DriftedColumnsCalculation(CountCalculation[DriftedColumns]):  # type: ignore[misc]  # evidently has no types
+    to_metric_config = _config
+
+    def calculate(
+        self, context: Any, current_data: Dataset, reference_data: Dataset | None
+    ) -> tuple[CountValue, CountValue | None]:
+        drifted, tested = self.metric.found["drifted"], self.metric.found["tested"]
+        return self.result(drifted, drifted / tested), None
+
+    def display_name(self) -> str:
+        return "Columns that raised an alarm"
+
+
+class DomainClassifier(ByLabelMetric):  # type: ignore[misc]  # evidently has no types
+    """Can the window's embeddings be told from the reference's? As `monitoring.embedding` found.
+
+    Shows `auc` and `p_value` over all rows and, with the class mix taken out, the same with `_within_classes` and
+    `_within_grown_classes`; those that could not be computed are left out.
+    """
+
+    found: dict[str, float]
+
+
+class DomainClassifierCalculation(ByLabelCalculation[DomainClassifier]):  # type: ignore[misc]  # evidently has no types
+    to_metric_config = _config
+
+    def calculate(
+        self, context: Any, current_data: Dataset, reference_data: Dataset | None
+    ) -> tuple[ByLabelValue, ByLabelValue | None]:
+        return self.result(self.metric.found), None
+
+    def display_name(self) -> str:
+        return "Domain classifier on embeddings"
+
+
+def check_metrics(verdict: Verdict, families: Mapping[str, Family], accuracy: Accuracies) -> list[Any]:
+    """The metrics that say what a check came to, for `report.render`."""
+    columns = [
+        column.alarm
+        for name in _BY_COLUMN
+        if name in families
+        for column in families[name].columns
+        if column.problem is None
+    ]
+    if "class_mix" in families and families["class_mix"].skipped is None:
+        columns.append(families["class_mix"].alarm)
+    known = {
+        "by labels": accuracy.labels,
+        "estimated": accuracy.estimated,
+        "in the reference": accuracy.reference,
+    }
+    metrics = [CheckVerdict(found={str(each): float(each is verdict) for each in Verdict})]
+    if columns:
+        metrics.append(DriftedColumns(found={"drifted": sum(map(bool, columns)), "tested": len(columns)}))
+    accuracies = {name: float(found.value) for name, found in known.items() if found is not None}
+    if accuracies:
+        metrics.append(CheckAccuracy(found=accuracies))
+    return metrics
