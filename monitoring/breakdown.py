@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from monitoring import detectors
 from monitoring.attribution import describe
 from monitoring.detectors import Column, Family
 from monitoring.window import Answers, Reference, Scores, Window
+from perennial import effects
 
 #: Of a distribution these quantiles are shown: the middle, and what nine of ten values lie between.
 QUANTILES = (0.05, 0.5, 0.95)
@@ -78,19 +78,19 @@ def _quantiles(values: NDArray[np.float32]) -> tuple[float, float, float]:
 def class_changes(reference: Reference, window: Window) -> tuple[ClassChange, ...]:
     """The classes that were answered or are labelled, on either side; the largest change of share first."""
     unseen, scores = reference.unseen, window.scores
-    names, before, now = detectors.mixes(unseen.predicted, scores.predicted)
-    shares = {str(name): (float(a), float(b)) for name, a, b in zip(names, before, now, strict=True)}
+    names, before, now = effects.shares(unseen.predicted, scores.predicted)
+    share_of = {str(name): (float(a), float(b)) for name, a, b in zip(names, before, now, strict=True)}
     truths = {str(label) for answers in (unseen.answers, window.answers) for label in answers.labels}
     found = [
         ClassChange(
             name,
-            *shares.get(name, (0.0, 0.0)),
+            *share_of.get(name, (0.0, 0.0)),
             _confidence(unseen, name),
             _confidence(scores, name),
             _recall(unseen.answers, name),
             _recall(window.answers, name),
         )
-        for name in sorted(truths | set(shares))
+        for name in sorted(truths | set(share_of))
     ]
     return tuple(sorted(found, key=lambda each: -abs(each.share_now - each.share_before)))
 
