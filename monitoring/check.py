@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
+from monitoring import page
 from monitoring.accuracy import loss_p_value
 from monitoring.attribution import Evidence, attribute
 from monitoring.collection import Facts, examine
@@ -18,13 +19,15 @@ from monitoring.decode_failures import Failures, read_failures
 from monitoring.detectors import Family
 from monitoring.drift_events import RETRAINS, History, Told, changes, is_requested, read_history
 from monitoring.evidence import gather
-from monitoring.live import live_model
+from monitoring.examples import Example, examples_of
+from monitoring.live import Live, live_model
 from monitoring.live_accuracy import Accuracies, read_accuracies
 from monitoring.persistence import FalseAlarms, Looked, Persistence, State
+from monitoring.pictures import reference_thumbnails
 from monitoring.policy import RetrainDecision, Situation, decide
 from monitoring.prune import prune_reports
 from monitoring.two_sample import Measured
-from monitoring.verdict import Cause, Verdict
+from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Reference, Scores, Window, read_reference, read_window
 from perennial import ledger
 from perennial.bundle import Manifest
@@ -64,6 +67,7 @@ class Check:
     retrain: RetrainDecision
     state: State
     false_alarms: FalseAlarms | None
+    examples: tuple[Example, ...]
     report_url: str | None
     seconds: float
     collection: Facts | None = None
@@ -100,6 +104,7 @@ class Check:
             "accuracy": asdict(self.accuracy),
             "retrain": asdict(self.retrain),
             "false_alarms": asdict(self.false_alarms) if self.false_alarms is not None else None,
+            "examples": [example.document() for example in self.examples],
             "report_url": self.report_url,
             "seconds": round(self.seconds, 3),
         }
@@ -107,7 +112,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What the comparison of a window with its reference came to."""
+    """What comparing a window with its reference came to. `run` is Evidently's, None where nothing was tested."""
 
     verdict: Verdict
     causes: tuple[Cause, ...]
@@ -115,6 +120,8 @@ class _Finding:
     accuracy: Accuracies
     retrain: RetrainDecision
     collection: Facts
+    examples: tuple[Example, ...] = ()
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
     run: Snapshot | None = None
 
 
@@ -135,11 +142,7 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     if reference is None:
         found = _incomparable(live.bundle.manifest, window, examine(None, window, failures, settings.monitor))
     else:
-        found = _compared(engine, settings, version, reference, window, failures)
-    report_url = None
-    if found.run is not None:
-        html: str = found.run.get_html_str(as_iframe=False)
-        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", html.encode())
+        found = _compared(engine, settings, live, reference, window, failures)
     rule = Persistence(settings.monitor.open_after, settings.monitor.open_of, settings.monitor.close_after)
     now = Looked(found.verdict, window.first, window.last)
     history = read_history(engine, settings.name, version, now, rule)
@@ -159,10 +162,25 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         retrain=found.retrain,
         state=history.state,
         false_alarms=expected_false_alarms(rule, found.families, settings.monitor.alpha, window),
-        report_url=report_url,
+        examples=found.examples,
+        report_url=None,
         seconds=0.0,
         collection=found.collection,
     )
+    if reference is not None and (found.run is not None or found.examples):
+        html = page.of_check(
+            check.document(),
+            settings,
+            live.bundle.manifest.input,
+            reference,
+            window,
+            properties=found.families.get("properties"),
+            examples=found.examples,
+            thumbnails=found.thumbnails,
+            run=found.run,
+        )
+        report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", html.encode())
+        check = replace(check, report_url=report_url)
     check = replace(check, seconds=time.perf_counter() - began)
     ledger.checks.record(
         engine,
@@ -171,11 +189,12 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         window=check.window(),
         verdict=str(check.verdict),
         detail=check.document(),
-        report_url=report_url,
+        report_url=check.report_url,
         events_to_add=_events(engine, check, live.digest, history),
     )
     try:
-        prune_reports(engine, storage, settings.name, settings.monitor.keep_reports)
+        keep, days = settings.monitor.keep_reports, settings.retention.images_days
+        prune_reports(engine, storage, settings.name, keep, images_days=days)
     except (StorageUnavailable, LedgerUnavailable) as error:
         # The check is written; a report too many is no reason to say that it failed.
         logger.warning("old reports are left where they are: %s", error)
@@ -195,18 +214,27 @@ def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
 
 
 def _compared(
-    engine: sa.Engine, settings: Settings, version: str, reference: Reference, window: Window, failures: Failures
+    engine: sa.Engine, settings: Settings, live: Live, reference: Reference, window: Window, failures: Failures
 ) -> _Finding:
     gathered = gather(reference, window, settings.monitor, failures)
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
     separation = gathered.measured.separation if gathered.measured is not None else None
     unlike = separation.share if separation is not None else None
-    accuracy = read_accuracies(engine, settings, version, unseen, window, unlike)
-    retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
+    accuracy = read_accuracies(engine, settings, live.version, unseen, window, unlike)
     families = families_of(gathered.evidence)
-    run = _rendered(settings, version, reference, window, gathered.measured, verdict, families, accuracy)
-    return _Finding(verdict, causes, families, accuracy, retrain, gathered.collection, run)
+    thumbnails = reference_thumbnails(live.bundle) if verdict not in CALM else {}
+    return _Finding(
+        verdict,
+        causes,
+        families,
+        accuracy,
+        _decision(engine, settings, live.version, verdict, accuracy, unseen, window),
+        gathered.collection,
+        examples_of(verdict, reference, window, thumbnails),
+        thumbnails,
+        _rendered(settings, live.version, reference, window, gathered.measured, verdict, families, accuracy),
+    )
 
 
 def _rendered(

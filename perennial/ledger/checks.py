@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -106,6 +106,23 @@ def reports_beyond(engine: sa.Engine, name: str, keep: int) -> dict[int, str]:
         .where(checks.c.name == name, checks.c.report_url.is_not(None))
         .order_by(checks.c.id.desc())
         .offset(keep)
+        .limit(_MOST_REPORTS)
+    )
+    with reading(engine) as connection:
+        return {row.id: row.report_url for row in connection.execute(query)}
+
+
+def reports_before(engine: sa.Engine, name: str, moment: datetime, *, but: Collection[str]) -> dict[int, str]:
+    """The report URLs of a model's checks of before a moment, by check; not of those with one of these verdicts."""
+    query = (
+        sa.select(checks.c.id, checks.c.report_url)
+        .where(
+            checks.c.name == name,
+            checks.c.report_url.is_not(None),
+            checks.c.at < moment,
+            checks.c.verdict.not_in(but),
+        )
+        .order_by(checks.c.id)
         .limit(_MOST_REPORTS)
     )
     with reading(engine) as connection:
