@@ -52,6 +52,9 @@ def _show(document: dict[str, Any]) -> None:
     window = document["window"]
     span = f", {window['start'][:19]} to {window['end'][:19]} UTC" if window["rows"] else ""
     console.out.print(f"model {document['model_version']}, {window['rows']} predictions{span}", style="dim")
+    compared = document["compared_with"]
+    if compared is not None:
+        console.out.print(f"compared with {wording.compared_with(compared)}", style="dim")
     console.out.print(f"state: {document['state']}  {wording.STATES[document['state']]}")
     if document["families"]:
         table = Table("family", "effect", "floor", "p", "", "largest", box=None)

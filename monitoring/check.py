@@ -26,6 +26,7 @@ from monitoring.persistence import FalseAlarms, Looked, Persistence, State
 from monitoring.pictures import reference_thumbnails
 from monitoring.policy import RetrainDecision, Situation, decide
 from monitoring.prune import prune_reports
+from monitoring.same_hours import read_same_hours
 from monitoring.two_sample import Measured
 from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Reference, Scores, Window, read_reference, read_window
@@ -46,6 +47,14 @@ logger = logging.getLogger(__name__)
 WITHIN_CLASSES: Final = "embedding_within_classes"
 #: Columns of a family that the check keeps; of more, those with the largest effects.
 MOST_COLUMNS: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedWith:
+    """The rows that a window is compared with: the reference of the `training`, or the `same_hours` of weeks before."""
+
+    reference: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Check:
     report_url: str | None
     seconds: float
     collection: Facts | None = None
+    compared_with: ComparedWith | None = None
 
     def window(self) -> dict[str, Any]:
         return {
@@ -93,6 +103,7 @@ class Check:
             ],
             "model_version": self.model_version,
             "window": self.window(),
+            "compared_with": asdict(self.compared_with) if self.compared_with is not None else None,
             "families": {name: _family(family) for name, family in self.families.items()},
             "collection": self.collection.document() if self.collection is not None else None,
             "problems": [
@@ -112,7 +123,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What comparing a window with its reference came to. `run` is Evidently's, None where nothing was tested."""
+    """What comparing a window came to. `compared` is what with, which with `same_hours` is not the bundle's reference;
+    `run` is Evidently's, None where nothing was tested."""
 
     verdict: Verdict
     causes: tuple[Cause, ...]
@@ -122,6 +134,8 @@ class _Finding:
     collection: Facts
     examples: tuple[Example, ...] = ()
     thumbnails: dict[str, bytes] = field(default_factory=dict)
+    compared: Reference | None = None
+    same_hours: bool = False
     run: Snapshot | None = None
 
 
@@ -166,13 +180,16 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         report_url=None,
         seconds=0.0,
         collection=found.collection,
+        compared_with=ComparedWith("same_hours" if found.same_hours else "training", len(found.compared.scores))
+        if found.compared is not None
+        else None,
     )
-    if reference is not None and (found.run is not None or found.examples):
+    if found.compared is not None and (found.run is not None or found.examples):
         html = page.of_check(
             check.document(),
             settings,
             live.bundle.manifest.input,
-            reference,
+            found.compared,
             window,
             properties=found.families.get("properties"),
             examples=found.examples,
@@ -216,7 +233,9 @@ def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
 def _compared(
     engine: sa.Engine, settings: Settings, live: Live, reference: Reference, window: Window, failures: Failures
 ) -> _Finding:
-    gathered = gather(reference, window, settings.monitor, failures)
+    usual = read_same_hours(engine, settings, live.version, reference, window)
+    compared = usual or reference
+    gathered = gather(reference, window, settings.monitor, failures, usual=usual)
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
     separation = gathered.measured.separation if gathered.measured is not None else None
@@ -233,7 +252,9 @@ def _compared(
         gathered.collection,
         examples_of(verdict, reference, window, thumbnails),
         thumbnails,
-        _rendered(settings, live.version, reference, window, gathered.measured, verdict, families, accuracy),
+        compared,
+        usual is not None,
+        _rendered(settings, live.version, compared, window, gathered.measured, verdict, families, accuracy),
     )
 
 

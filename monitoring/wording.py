@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 VERDICTS: Final = {
     "ok": "What comes in is what the model knows.",
@@ -33,6 +33,12 @@ _NEXT: Final = {
 def next_step(verdict: str, *, retrain_due: bool) -> str:
     """What whoever is on call does next."""
     return "perennial retrain --if-due" if retrain_due else _NEXT[verdict]
+
+
+def compared_with(found: Mapping[str, Any]) -> str:
+    """The rows that a window was compared with (`monitoring.check.ComparedWith`, as JSON)."""
+    source = {"training": "the reference of the training", "same_hours": "the same hours of the weeks before"}
+    return f"{source[found['reference']]}, {found['rows']} images"
 
 
 def false_alarms(found: Mapping[str, float]) -> str:

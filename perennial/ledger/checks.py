@@ -75,6 +75,20 @@ def latest(engine: sa.Engine, name: str, limit: int = 1, *, model_version: str |
         return [CheckRow(**row) for row in rows]
 
 
+def windows(
+    engine: sa.Engine, name: str, model_version: str, *, since: datetime, without_verdicts: Collection[str], limit: int
+) -> list[dict[str, Any]]:
+    """The windows of a version's checks since then, but for those with one of these verdicts, newest first."""
+    query = sa.select(checks.c.window).where(
+        checks.c.name == name,
+        checks.c.model_version == model_version,
+        checks.c.at >= since,
+        checks.c.verdict.not_in(list(without_verdicts)),
+    )
+    with reading(engine) as connection:
+        return list(connection.execute(query.order_by(checks.c.id.desc()).limit(limit)).scalars())
+
+
 def verdicts(
     engine: sa.Engine, name: str, model_version: str, limit: int, *, before: int | None = None
 ) -> list[tuple[int, str, dict[str, Any]]]:
