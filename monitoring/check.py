@@ -5,33 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
 from monitoring import page
-from monitoring.accuracy import loss_p_value
-from monitoring.attribution import Evidence, attribute
 from monitoring.collection import Facts, examine
-from monitoring.decode_failures import Failures, read_failures
+from monitoring.comparison import WITHIN_CLASSES, compare, incomparable
+from monitoring.decode_failures import read_failures
 from monitoring.detectors import Family
-from monitoring.drift_events import RETRAINS, History, Told, changes, is_requested, read_history
-from monitoring.evidence import gather
-from monitoring.examples import Example, examples_of
-from monitoring.live import Live, live_model
-from monitoring.live_accuracy import Accuracies, read_accuracies
+from monitoring.drift_events import History, Told, changes, is_requested, read_history
+from monitoring.examples import Example
+from monitoring.live import live_model
+from monitoring.live_accuracy import Accuracies
 from monitoring.persistence import FalseAlarms, Looked, Persistence, State
-from monitoring.pictures import reference_thumbnails
-from monitoring.policy import RetrainDecision, Situation, decide
+from monitoring.policy import RetrainDecision
 from monitoring.prune import prune_reports
-from monitoring.same_hours import read_same_hours
-from monitoring.two_sample import Measured
-from monitoring.verdict import CALM, Cause, Verdict
-from monitoring.window import Reference, Scores, Window, read_reference, read_window
+from monitoring.verdict import Cause, Verdict
+from monitoring.window import Window, read_reference, read_window
 from perennial import ledger
-from perennial.bundle import Manifest
 from perennial.errors import LedgerUnavailable, StorageUnavailable, WorkspaceUnavailable
 from perennial.ledger import EventKind
 from perennial.ledger.ids import new_id
@@ -43,10 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A family that tells causes apart and raises no alarm of its own.
-WITHIN_CLASSES: Final = "embedding_within_classes"
 #: Columns of a family that the check keeps; of more, those with the largest effects.
 MOST_COLUMNS: Final = 40
+#: The clocks of two machines differ by no more than this, unless one of them is wrong.
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,42 +115,26 @@ class Check:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """What comparing a window came to. `compared` is what with, which with `same_hours` is not the bundle's reference;
-    `run` is Evidently's, None where nothing was tested."""
-
-    verdict: Verdict
-    causes: tuple[Cause, ...]
-    families: dict[str, Family]
-    accuracy: Accuracies
-    retrain: RetrainDecision
-    collection: Facts
-    examples: tuple[Example, ...] = ()
-    thumbnails: dict[str, bytes] = field(default_factory=dict)
-    compared: Reference | None = None
-    same_hours: bool = False
-    run: Snapshot | None = None
-
-
 def run_check(engine: sa.Engine, settings: Settings) -> Check:
     """Check the live version of `settings.name`: write the report, the check row and the events it gives rise to.
 
     Raises:
         NoLiveModel: nothing has been deployed.
         InvalidBundle: the live bundle, or its reference, does not verify.
-        LedgerUnavailable, StorageUnavailable: try again later; nothing was written.
+        LedgerUnavailable, StorageUnavailable: try again later; nothing was written, but perhaps a report that no check
+            names, which `perennial prune` removes.
     """
     began = time.perf_counter()
     live = live_model(engine, settings)
     version, storage = live.version, Storage(settings.blobs_url)
     window = read_window(engine, version, settings.monitor.window, settings.monitor.sample)
     failures = read_failures(engine, version, window)
+    _warn_of_the_future(window)
     reference = read_reference(live.bundle, window.precision)
     if reference is None:
-        found = _incomparable(live.bundle.manifest, window, examine(None, window, failures, settings.monitor))
+        found = incomparable(live.bundle.manifest, window, examine(None, window, failures, settings.monitor))
     else:
-        found = _compared(engine, settings, live, reference, window, failures)
+        found = compare(engine, settings, live, reference, window, failures)
     rule = Persistence(settings.monitor.open_after, settings.monitor.open_of, settings.monitor.close_after)
     now = Looked(found.verdict, window.first, window.last)
     history = read_history(engine, settings.name, version, now, rule)
@@ -220,6 +198,18 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     return check
 
 
+def _warn_of_the_future(window: Window) -> None:
+    """Predictions are sorted by the clock of the service. One that was set back hides what comes after behind what came
+    before, until it is as late again."""
+    ahead = window.end - datetime.now(UTC) if window.end is not None else timedelta(0)
+    if ahead > _CLOCKS_DIFFER:
+        logger.warning(
+            "the newest predictions are dated %s ahead of this machine's clock: a clock was wrong or was set back; "
+            "predictions with earlier dates are looked at once they are the newest",
+            timedelta(seconds=round(ahead.total_seconds())),
+        )
+
+
 def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
     from monitoring.workspace import add_run  # as heavy as the report
 
@@ -228,123 +218,6 @@ def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
     except WorkspaceUnavailable as error:
         # The check and its report are written; the workspace only draws them over time.
         logger.warning("this check is missing in `perennial ui`: %s", error)
-
-
-def _compared(
-    engine: sa.Engine, settings: Settings, live: Live, reference: Reference, window: Window, failures: Failures
-) -> _Finding:
-    usual = read_same_hours(engine, settings, live.version, reference, window)
-    compared = usual or reference
-    gathered = gather(reference, window, settings.monitor, failures, usual=usual)
-    verdict, causes = attribute(gathered.evidence)
-    unseen = reference.unseen
-    separation = gathered.measured.separation if gathered.measured is not None else None
-    unlike = separation.share if separation is not None else None
-    accuracy = read_accuracies(engine, settings, live.version, unseen, window, unlike)
-    families = families_of(gathered.evidence)
-    thumbnails = reference_thumbnails(live.bundle) if verdict not in CALM else {}
-    return _Finding(
-        verdict,
-        causes,
-        families,
-        accuracy,
-        _decision(engine, settings, live.version, verdict, accuracy, unseen, window),
-        gathered.collection,
-        examples_of(verdict, reference, window, thumbnails),
-        thumbnails,
-        compared,
-        usual is not None,
-        _rendered(settings, live.version, compared, window, gathered.measured, verdict, families, accuracy),
-    )
-
-
-def _rendered(
-    settings: Settings,
-    version: str,
-    reference: Reference,
-    window: Window,
-    measured: Measured | None,
-    verdict: Verdict,
-    families: Mapping[str, Family],
-    accuracy: Accuracies,
-) -> Snapshot | None:
-    """Evidently's report; None where nothing was tested."""
-    if measured is None:
-        return None
-    # Seconds and hundreds of megabytes: only where there is something to show.
-    from monitoring import report
-    from monitoring.check_metrics import check_metrics
-
-    return report.render(
-        reference,
-        window.scores,
-        measured,
-        alpha=settings.monitor.alpha,
-        least_labels=settings.monitor.min_labels,
-        at=datetime.now(UTC),
-        name=f"{settings.name} {version}",
-        metadata={
-            "model_version": version,
-            "rows": str(window.rows),
-            "precision": window.precision,
-            "window_end": window.end.isoformat() if window.end else "",
-        },
-        tags=[str(verdict)],
-        found=check_metrics(verdict, families, accuracy),
-    )
-
-
-def _incomparable(manifest: Manifest, window: Window, facts: Facts) -> _Finding:
-    if window.precision in manifest.precisions:
-        why = (
-            f"version {manifest.version} has no reference rows: it was imported without images to compare with; "
-            "import it again with --data FOLDER, a folder of images like those to be expected"
-        )
-    else:
-        why = (
-            f"the latest predictions were made in {window.precision}, and version {manifest.version} has reference "
-            f"rows for {', '.join(manifest.precisions)} only; serve it in one of these (serve.precision), or train it "
-            "anew"
-        )
-    faults = (Cause(Verdict.COLLECTION_FAULT, fault) for fault in facts.faults)
-    causes = (*faults, Cause(Verdict.INSUFFICIENT_DATA, why))
-    return _Finding(
-        causes[0].cause,
-        causes,
-        {},
-        Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None, withheld=why),
-        RetrainDecision(False, why),
-        facts,
-    )
-
-
-def _decision(
-    engine: sa.Engine,
-    settings: Settings,
-    version: str,
-    verdict: Verdict,
-    accuracy: Accuracies,
-    unseen: Scores,
-    window: Window,
-) -> RetrainDecision:
-    captures = 0
-    if accuracy.labels is not None:
-        captures = ledger.predictions.count_labelled_captures(engine, [version])
-    last = ledger.events.last(engine, settings.name, RETRAINS)
-    return decide(
-        Situation(
-            verdict=verdict,
-            reference=accuracy.reference,
-            labelled=accuracy.labels,
-            estimated=accuracy.estimated,
-            withheld=accuracy.withheld,
-            loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
-            alpha=settings.monitor.alpha,
-            captures=captures,
-            seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
-        ),
-        settings.retrain,
-    )
 
 
 def _events(engine: sa.Engine, check: Check, digest: str, history: History) -> list[Told]:
@@ -373,20 +246,6 @@ def expected_false_alarms(
     windows = rule.windows_between_false_alarms(rate)
     took = (window.end - window.start).total_seconds() if window.start and window.end else 0.0
     return FalseAlarms(rate, windows, windows * took)
-
-
-def families_of(evidence: Evidence) -> dict[str, Family]:
-    """The families that were tried, by the names that the check gives them."""
-    families = {
-        "properties": evidence.properties,
-        "output": evidence.output,
-        "class_mix": evidence.class_mix,
-        "embedding": evidence.embedding,
-        WITHIN_CLASSES: evidence.within_classes,
-        "novelty": evidence.novelty,
-        "labels": evidence.labels,
-    }
-    return {name: family for name, family in families.items() if family is not None}
 
 
 def _family(family: Family) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def render(
         # Evidently computes precision for classes nobody predicted, and asks SciPy for exact p-values with ties.
         warnings.filterwarnings("ignore", category=UndefinedMetricWarning)
         warnings.filterwarnings("ignore", message="ks_2samp: Exact calculation unsuccessful", category=RuntimeWarning)
+        # Where one label is all there is, its confusion matrix is 1 x 1, as it should be.
+        warnings.filterwarnings("ignore", message="A single label was found", category=UserWarning)
         return Report(metrics).run(now, before, timestamp=at, name=name, metadata=dict(metadata), tags=list(tags))
 
 

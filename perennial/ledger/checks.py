@@ -143,6 +143,13 @@ def reports_before(engine: sa.Engine, name: str, moment: datetime, *, but: Colle
         return {row.id: row.report_url for row in connection.execute(query)}
 
 
+def report_urls(engine: sa.Engine, name: str) -> set[str]:
+    """The reports that a model's checks name."""
+    query = sa.select(checks.c.report_url).where(checks.c.name == name, checks.c.report_url.is_not(None))
+    with reading(engine) as connection:
+        return set(connection.execute(query).scalars())
+
+
 def forget_reports(engine: sa.Engine, ids: Sequence[int]) -> None:
     """Say that the reports of these checks are gone; the checks themselves stay."""
     with writing(engine) as connection:
