@@ -69,6 +69,8 @@ def _show(document: dict[str, Any]) -> None:
     console.out.print(f"[bold {colour}]{verdict}[/]  {_SENTENCES[verdict]}")
     for cause in document["causes"]:
         console.out.print(f"  {cause['cause']}: {escape(cause['why'])}")
+    for note in document["collection"]["notes"]:
+        console.out.print(f"  note: {escape(note)}")
     window = document["window"]
     span = f", {window['start'][:19]} to {window['end'][:19]} UTC" if window["rows"] else ""
     console.out.print(f"model {document['model_version']}, {window['rows']} predictions{span}", style="dim")

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 
 from monitoring.accuracy import loss_p_value
 from monitoring.attribution import Evidence, attribute
+from monitoring.collection import Facts, examine
+from monitoring.decode_failures import Failures, read_failures
 from monitoring.detectors import Family
 from monitoring.drift_events import RETRAINS, History, Told, changes, is_requested, read_history
 from monitoring.evidence import gather
@@ -64,6 +66,7 @@ class Check:
     false_alarms: FalseAlarms | None
     report_url: str | None
     seconds: float
+    collection: Facts | None = None
 
     def window(self) -> dict[str, Any]:
         return {
@@ -87,6 +90,7 @@ class Check:
             "model_version": self.model_version,
             "window": self.window(),
             "families": {name: _family(family) for name, family in self.families.items()},
+            "collection": self.collection.document() if self.collection is not None else None,
             "problems": [
                 {"family": name, "column": column.name, "problem": column.problem}
                 for name, family in self.families.items()
@@ -110,6 +114,7 @@ class _Finding:
     families: dict[str, Family]
     accuracy: Accuracies
     retrain: RetrainDecision
+    collection: Facts
     run: Snapshot | None = None
 
 
@@ -125,11 +130,12 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     live = live_model(engine, settings)
     version, storage = live.version, Storage(settings.blobs_url)
     window = read_window(engine, version, settings.monitor.window, settings.monitor.sample)
+    failures = read_failures(engine, version, window)
     reference = read_reference(live.bundle, window.precision)
     if reference is None:
-        found = _incomparable(live.bundle.manifest, window)
+        found = _incomparable(live.bundle.manifest, window, examine(None, window, failures, settings.monitor))
     else:
-        found = _compared(engine, settings, version, reference, window)
+        found = _compared(engine, settings, version, reference, window, failures)
     report_url = None
     if found.run is not None:
         html: str = found.run.get_html_str(as_iframe=False)
@@ -155,6 +161,7 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         false_alarms=expected_false_alarms(rule, found.families, settings.monitor.alpha, window),
         report_url=report_url,
         seconds=0.0,
+        collection=found.collection,
     )
     check = replace(check, seconds=time.perf_counter() - began)
     ledger.checks.record(
@@ -187,17 +194,19 @@ def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
         logger.warning("this check is missing in `perennial ui`: %s", error)
 
 
-def _compared(engine: sa.Engine, settings: Settings, version: str, reference: Reference, window: Window) -> _Finding:
-    gathered = gather(reference, window, settings.monitor)
+def _compared(
+    engine: sa.Engine, settings: Settings, version: str, reference: Reference, window: Window, failures: Failures
+) -> _Finding:
+    gathered = gather(reference, window, settings.monitor, failures)
     verdict, causes = attribute(gathered.evidence)
     unseen = reference.unseen
     separation = gathered.measured.separation if gathered.measured is not None else None
     unlike = separation.share if separation is not None else None
     accuracy = read_accuracies(engine, settings, version, unseen, window, unlike)
     retrain = _decision(engine, settings, version, verdict, accuracy, unseen, window)
-    families = _families(gathered.evidence)
+    families = families_of(gathered.evidence)
     run = _rendered(settings, version, reference, window, gathered.measured, verdict, families, accuracy)
-    return _Finding(verdict, causes, families, accuracy, retrain, run)
+    return _Finding(verdict, causes, families, accuracy, retrain, gathered.collection, run)
 
 
 def _rendered(
@@ -236,7 +245,7 @@ def _rendered(
     )
 
 
-def _incomparable(manifest: Manifest, window: Window) -> _Finding:
+def _incomparable(manifest: Manifest, window: Window, facts: Facts) -> _Finding:
     if window.precision in manifest.precisions:
         why = (
             f"version {manifest.version} has no reference rows: it was imported without images to compare with; "
@@ -248,12 +257,15 @@ def _incomparable(manifest: Manifest, window: Window) -> _Finding:
             f"rows for {', '.join(manifest.precisions)} only; serve it in one of these (serve.precision), or train it "
             "anew"
         )
+    faults = (Cause(Verdict.COLLECTION_FAULT, fault) for fault in facts.faults)
+    causes = (*faults, Cause(Verdict.INSUFFICIENT_DATA, why))
     return _Finding(
-        Verdict.INSUFFICIENT_DATA,
-        (Cause(Verdict.INSUFFICIENT_DATA, why),),
+        causes[0].cause,
+        causes,
         {},
         Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None, withheld=why),
         RetrainDecision(False, why),
+        facts,
     )
 
 
@@ -314,7 +326,8 @@ def expected_false_alarms(
     return FalseAlarms(rate, windows, windows * took)
 
 
-def _families(evidence: Evidence) -> dict[str, Family]:
+def families_of(evidence: Evidence) -> dict[str, Family]:
+    """The families that were tried, by the names that the check gives them."""
     families = {
         "properties": evidence.properties,
         "output": evidence.output,

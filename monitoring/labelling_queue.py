@@ -10,8 +10,8 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from monitoring.embedding import unlikeness
 from monitoring.live import live_model
+from monitoring.two_sample import unlike_reference
 from monitoring.window import Reference, Window, read_reference, read_window
 from perennial.errors import NothingToDo
 from perennial.settings import Settings
@@ -63,9 +63,7 @@ def most_informative(reference: Reference, window: Window, count: int, *, seed: 
     if not len(scores):
         return []
     whole = np.asarray(np.isfinite(np.hstack([scores.embedding, scores.probabilities])).all(axis=1))
-    known = reference.scores.embedding
-    drift = np.full(len(scores), 0.5)
-    drift[whole] = unlikeness(known[np.isfinite(known).all(axis=1)], scores.embedding[whole], seed=seed)
+    drift = unlike_reference(reference.scores, scores, seed=seed)
     asked = [
         at
         for at, (label, image) in enumerate(zip(scores.labels, window.images, strict=True))

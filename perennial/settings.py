@@ -284,6 +284,9 @@ class MonitorSettings(Section):
         0.02, description="Least share of images like nothing in the reference that counts, beyond the usual."
     )
     accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
+    decode_failure_floor: Fraction = Field(
+        0.10, description="Least share of the uploads that cannot be read that is a fault of collection."
+    )
     open_after: int = Field(
         2, ge=1, le=10, description="So many of the latest `open_of` windows have to alarm before drift is opened."
     )

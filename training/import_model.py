@@ -149,10 +149,11 @@ def list_images(
             if not stat.S_ISREG(found.st_mode) or found.st_size > limits.max_bytes:
                 return f"{path}: not a file of at most {limits.max_bytes:,} bytes"
             content = path.read_bytes()
-            prepare(content, rule, limits)  # in full: a truncated image shows only then
+            header = prepare(content, rule, limits).header  # in full: a truncated image shows only then
         except (InvalidImage, OSError) as error:
             return f"{path}: {error}"
-        return Row(str(path), known.get(path.parent.name.casefold(), ""), sha256(content), "test", reference=True)
+        label = known.get(path.parent.name.casefold(), "")
+        return Row(str(path), label, sha256(content), "test", reference=True, header=header)
 
     paths = [path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith(".")]
     paths.sort(key=lambda path: sha256(os.fsencode(path.relative_to(folder))))

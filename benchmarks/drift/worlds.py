@@ -18,8 +18,11 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from benchmarks.drift.shifts import Change, Pixels
-from monitoring.window import Collection, Reference, Scores, Window
+from monitoring.composition import Collection
+from monitoring.window import Reference, Scores, Window
 from perennial.bundle import GRAPH, WEIGHTS, Bundle
+from perennial.chance import ChanceEffects
+from perennial.effects import chance_effects
 from perennial.graph import OUTPUTS, PROPERTIES, Graph, GraphOutput
 from perennial.images import ImageLimits
 from training import datasets
@@ -37,7 +40,8 @@ class World:
     """A model, the images it never saw with their labels, and other images (sketches) that may come in their place.
 
     `scores` and `pixels` are by the name of a change, "" for none: what the graph said of each image [N], and the
-    principal components of its raw pixels [N, 32], by axes that were fitted on the training images.
+    principal components of its raw pixels [N, 32], by axes that were fitted on the training images. `chance` is what a
+    bundle says of its reference.
     """
 
     name: str
@@ -45,12 +49,14 @@ class World:
     labels: NDArray[np.str_]
     scores: Mapping[str, Scores]
     components: Mapping[str, NDArray[np.float32]]
+    chance: ChanceEffects | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def reference(self, rows: Indexes) -> Reference:
-        return Reference(self.classes, PROPERTIES, self.scores[""].take(rows), np.ones(len(rows), dtype=bool))
+        held_out = np.ones(len(rows), dtype=bool)
+        return Reference(self.classes, PROPERTIES, self.scores[""].take(rows), held_out, chance=self.chance)
 
 
 def joined(parts: list[Scores]) -> Scores:
@@ -144,7 +150,9 @@ def build(
         add(change, function(plain, np.random.default_rng([seed, zlib.crc32(change.encode())])), truth)
     for other, (their_paths, their_labels) in others.items():
         add(other, _pixels(their_paths, rule.crop), their_labels)
-    return World(name, bundle.manifest.classes, np.array(truth), scores, components)
+    images = scores[""]
+    chance = chance_effects(images.properties, images.probabilities, images.predicted)
+    return World(name, bundle.manifest.classes, np.array(truth), scores, components, chance)
 
 
 def _trained(

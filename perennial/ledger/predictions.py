@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from perennial.ledger.connect import reading, writing
+from perennial.ledger.ids import first_id
 from perennial.ledger.schema import labels, predictions
 
 
@@ -176,6 +177,18 @@ def count(engine: sa.Engine, model_version: str | None = None) -> int:
     query = sa.select(sa.func.count()).select_from(predictions)
     if model_version is not None:
         query = query.where(predictions.c.model_version == model_version)
+    with reading(engine) as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def count_since(engine: sa.Engine, model_version: str, since: datetime) -> int:
+    """How many predictions of a version were made at this moment or later."""
+    # By the ids, which sort by time: of a version's moments there is no index.
+    query = (
+        sa.select(sa.func.count())
+        .select_from(predictions)
+        .where(predictions.c.model_version == model_version, predictions.c.id >= first_id(since))
+    )
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())
 

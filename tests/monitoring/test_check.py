@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,10 @@ from monitoring.check import Check, run_check
 from monitoring.window import read_window, window_of
 from perennial import ledger
 from perennial.errors import InvalidBundle, NoLiveModel
-from perennial.ledger import EventKind, open_ledger
+from perennial.ledger import EventKind
 from perennial.ledger.labels import Feedback
 from perennial.settings import Settings
 from perennial.storage import Storage
-
-
-@pytest.fixture
-def sqlite(home: Path) -> Iterator[sa.Engine]:
-    engine = open_ledger(f"sqlite:///{home / 'ledger.sqlite'}")
-    yield engine
-    engine.dispose()
 
 
 def turned(images: Any) -> Any:
@@ -436,6 +427,9 @@ def test_the_document_has_what_the_contract_names(sqlite: sa.Engine, watched_set
     assert set(document["window"]) == {"rows", "start", "end", "precision", "first", "last"}
     assert {"properties", "output", "class_mix", "embedding", "labels"} <= set(document["families"])
     assert all({"score", "p_value", "alarm"} <= set(family) for family in document["families"].values())
+    assert document["collection"]["reference"] is None, "this bundle does not say how its images came in"
+    assert document["collection"]["formats"] == {"PNG": 1.0}
+    assert document["collection"]["failures"]["by_reason"] == {}
     assert {"labels", "estimated"} <= set(document["accuracy"])
     assert document["accuracy"]["labels"] is None
     assert {"value", "low", "high"} <= set(document["accuracy"]["estimated"])

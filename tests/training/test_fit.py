@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pyarrow import parquet
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
@@ -76,6 +77,9 @@ def test_the_reference_is_the_graphs_own_output_on_the_held_out_images(
         assert np.allclose(row["properties"], output.properties[at], atol=1e-6)
         assert row["predicted"] == shape_bundle.manifest.classes[int(output.probabilities[at].argmax())]
         assert row["confidence"] == pytest.approx(max(row["probabilities"]))
+        with Image.open(by_digest[row["image_digest"]].location) as image:
+            sent = (image.format, image.mode, *image.size)
+        assert (row["format"], row["mode"], row["width"], row["height"]) == sent
     schema = parquet.read_schema(shape_bundle.reference)
     assert str(schema.field("embedding").type.value_type) == "float"
     assert len({row["id"] for row in rows}) == len(rows)

@@ -114,6 +114,9 @@ def test_a_folder_of_images_becomes_the_reference_and_class_folders_label_it(
     table = pq.read_table(bundle.reference).to_pydict()
     assert sorted(table["label"], key=str) == [None] * 50 + ["goldfish"] * 50
     assert all(table["held_out"])
+    assert set(table["format"]) == {"PNG"}
+    assert all(table["mode"])
+    assert all(side > 0 for side in (*table["width"], *table["height"]))
     assert np.array(table["embedding"]).shape == (100, 32)
     assert set(bundle.manifest.certificates) >= {FLOAT32}
     assert (BFLOAT16 in bundle.manifest.precisions) == (bundle.reference_in(BFLOAT16) is not None)
