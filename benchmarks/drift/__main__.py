@@ -34,7 +34,7 @@ from benchmarks.transfer import RESULTS, hardware
 
 PARTS: Final = ("detection", "false_alarms", "attribution", "accuracy", "delay")
 WORLDS: Final = ("digits", "photos")
-_ESTIMATES: Final = 5  # windows of each change, strength and share
+_ESTIMATES: Final = 3  # windows of each change, strength and share
 _DELAYS: Final = 5  # streams of each kind, of up to thirty windows each
 
 
