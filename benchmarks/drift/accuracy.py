@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.drift import trials
 from benchmarks.drift.attribution import SKETCHES
 from benchmarks.drift.attribution import window as scenario
 from benchmarks.drift.shifts import BY_STRENGTH
@@ -81,32 +82,44 @@ def plan(world: World) -> Iterator[tuple[str, float]]:
         yield from ((name, share) for name in names for share in SHARES)
 
 
-def measure(world: World, *, rows: int, seeds: int, say: Callable[[str], None]) -> list[Estimated]:
+@dataclass(frozen=True)
+class _Task:
+    change: str
+    share: float
+    rows: int
+    seed: int
+
+
+def measure(world: World, *, rows: int, seeds: int, jobs: int, say: Callable[[str], None]) -> list[Estimated]:
     """Windows of `rows` against all other images."""
-    found = []
-    for change, share in plan(world):
-        cell = [_one(world, change, share, rows, seed) for seed in range(seeds)]
-        found += cell
-        true, guess, unlike = np.mean([[each.true, each.estimated, each.unlike] for each in cell], axis=0)
-        withheld = sum(each.withheld for each in cell)
+    found: list[Estimated] = []
+    tasks = [_Task(change, share, rows, seed) for change, share in plan(world) for seed in range(seeds)]
+    for each in trials.run(_one, world, tasks, jobs):
+        found.append(each)
+        if len(found) % seeds:
+            continue
+        cell = found[-seeds:]
+        true, guess, unlike = np.mean([[one.true, one.estimated, one.unlike] for one in cell], axis=0)
+        withheld = sum(one.withheld for one in cell)
         say(
-            f"{world.name}, {change} of {share:.0%}: accuracy {true:.3f}, estimated {guess:.3f}, unlike {unlike:.0%}, "
-            f"withheld {withheld} of {seeds}"
+            f"{world.name}, {each.change} of {each.share:.0%}: accuracy {true:.3f}, estimated {guess:.3f}, "
+            f"unlike {unlike:.0%}, withheld {withheld} of {seeds}"
         )
     return found
 
 
-def _one(world: World, change: str, share: float, rows: int, seed: int) -> Estimated:
-    random = np.random.default_rng([seed, zlib.crc32(change.encode()), round(100 * share)])
+def _one(world: World, task: _Task) -> Estimated:
+    change, share = task.change, task.share
+    random = np.random.default_rng([task.seed, zlib.crc32(change.encode()), round(100 * share)])
     order = random.permutation(len(world))
     prior = change in _PRIOR
-    split = len(world) * 2 // 3 if prior else rows  # a mix needs images to choose from
+    split = len(world) * 2 // 3 if prior else task.rows  # a mix needs images to choose from
     chosen, rest = order[:split], order[split:]
     if prior:
-        window = scenario(world, change, chosen, random, min(rows, split // 2))
+        window = scenario(world, change, chosen, random, min(task.rows, split // 2))
     else:
         window = _partly(world, change, share, chosen, random)
-    return _estimated(world.name, change, share, seed, world.reference(rest).scores, window)
+    return _estimated(world.name, change, share, task.seed, world.reference(rest).scores, window)
 
 
 def _partly(
