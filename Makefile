@@ -51,7 +51,7 @@ bench-backbones: $(STAMP)  ## every classification network of torchvision: built
 bench-memory: $(STAMP)  ## memory and seconds of each stage of training on 100,000 images
 	$(BIN)/python -m benchmarks.training_memory
 
-bench-drift: $(STAMP)  ## how well drift is told and its cause named, beside other methods; digits, and the shared photos
+bench-drift: $(STAMP)  ## how well drift is told, its cause named and accuracy estimated, beside other methods; digits, and the shared photos
 	$(BIN)/python -m benchmarks.drift
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many

@@ -62,14 +62,11 @@ class Evidence:
 
 def attribute(evidence: Evidence) -> tuple[Verdict, tuple[Cause, ...]]:
     """The verdict, and every cause found; the verdict is the first of them."""
-    if evidence.rows < evidence.min_rows:
-        return Verdict.INSUFFICIENT_DATA, (
-            Cause(
-                Verdict.INSUFFICIENT_DATA,
-                f"{evidence.rows} predictions; {evidence.min_rows} are needed (monitor.min_rows)",
-            ),
-        )
     causes = [Cause(Verdict.COLLECTION_FAULT, fault) for fault in evidence.faults]
+    if evidence.rows < evidence.min_rows:
+        why = f"{evidence.rows} predictions; {evidence.min_rows} are needed (monitor.min_rows)"
+        causes.append(Cause(Verdict.INSUFFICIENT_DATA, why))
+        return causes[0].cause, tuple(causes)
     if not causes and evidence.distinct * 4 < evidence.min_rows:
         return Verdict.INSUFFICIENT_DATA, (
             Cause(

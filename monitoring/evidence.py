@@ -9,6 +9,8 @@ import numpy as np
 
 from monitoring import detectors, two_sample
 from monitoring.attribution import Evidence
+from monitoring.collection import Facts, examine
+from monitoring.decode_failures import NONE_FAILED, Failures
 from monitoring.detectors import Column, Family
 from monitoring.embedding import MIN_ROWS, chance_auc
 from monitoring.lens import misfit
@@ -18,34 +20,40 @@ from monitoring.window import Reference, Scores, Window
 from perennial.effects import LEAST_SPREAD, shares, standardised_distance
 from perennial.settings import MonitorSettings
 
-#: Shares of the window at which collection is called broken. High: a clean stream does not come near them.
-MOST_REPEATED: Final = 0.5
-MOST_EMPTY: Final = 0.5
-MOST_DAMAGED: Final = 0.1
-#: An image is empty when its contrast is below this share of nearly every reference image's.
-_EMPTY_CONTRAST: Final = 0.1
 #: Standard deviations by which a property of the novel images differs if it is to be named.
 _NOVEL_BY: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """`measured` has the numbers of the tests; None where none could be run."""
+    """`collection` is how the window came in; `measured` has the numbers of the tests, None where none could be run."""
 
     evidence: Evidence
+    collection: Facts
     measured: Measured | None = None
 
 
-def gather(reference: Reference, window: Window, settings: MonitorSettings) -> Gathered:
-    """Run every family of tests that the window has rows for."""
-    evidence = Evidence(
-        rows=window.rows,
-        distinct=len(window.scores),
-        min_rows=settings.min_rows,
-        faults=collection_faults(reference, window),
-    )
+def gather(
+    trained: Reference,
+    window: Window,
+    settings: MonitorSettings,
+    failures: Failures = NONE_FAILED,
+    *,
+    usual: Reference | None = None,
+) -> Gathered:
+    """Run every family of tests that the window has rows for.
+
+    Args:
+        trained: the bundle's reference. Labels are compared with it, and how images came in.
+        usual: what all else is compared with, if not with the same.
+    """
+    reference = usual or trained
     if window.rows < settings.min_rows or len(window.scores) < MIN_ROWS:
-        return Gathered(evidence)
+        facts = examine(trained, window, failures, settings)
+        evidence = Evidence(
+            rows=window.rows, distinct=len(window.scores), min_rows=settings.min_rows, faults=facts.faults
+        )
+        return Gathered(evidence, facts)
     scores, alpha, floors = window.scores, settings.alpha, _floors(reference, window.scores, settings)
     measured = two_sample.measure(reference, scores)
     unseen = reference.unseen
@@ -58,12 +66,15 @@ def gather(reference: Reference, window: Window, settings: MonitorSettings) -> G
         alpha=alpha,
         floor=floors.properties,
     )
+    found = misfit(reference.scores.properties, scores.properties) if properties.alarm else None
+    other_images = found is not None and not found.one_lens
+    facts = examine(trained, window, failures, settings, other_images=other_images)
     return Gathered(
         Evidence(
-            rows=evidence.rows,
-            distinct=evidence.distinct,
-            min_rows=evidence.min_rows,
-            faults=evidence.faults,
+            rows=window.rows,
+            distinct=len(scores),
+            min_rows=settings.min_rows,
+            faults=facts.faults,
             properties=properties,
             output=detectors.shifted(
                 two_sample.output_columns(reference, unseen),
@@ -79,17 +90,18 @@ def gather(reference: Reference, window: Window, settings: MonitorSettings) -> G
                 measured.within, measured.within_grown, alpha=alpha, floor=within_floor
             ),
             labels=detectors.labels(
-                unseen.answers,
+                trained.unseen.answers,
                 window.answers,
                 reference.classes,
                 alpha=alpha,
                 floor=settings.accuracy_drop,
                 least=settings.min_labels,
             ),
-            misfit=misfit(reference.scores.properties, scores.properties) if properties.alarm else None,
+            misfit=found,
             mix_explains_properties=properties.alarm and mix_explains(reference, window, properties),
             novel_properties=novel_properties(reference, scores, measured.novelty["properties"]),
         ),
+        facts,
         measured,
     )
 
@@ -118,36 +130,6 @@ def _floors(reference: Reference, window: Scores, settings: MonitorSettings) -> 
         least("class_mix", unseen, settings.class_mix_floor),
         max(settings.embedding_floor, chance_auc(every, now)),
     )
-
-
-def collection_faults(reference: Reference, window: Window) -> tuple[str, ...]:
-    """Broken rules of collection, in words. Only what no healthy stream does: the reference says nothing about
-    formats, modes and sizes."""
-    faults = []
-    repeated = window.collection.most_repeated
-    if window.rows > 1 and repeated >= MOST_REPEATED:
-        faults.append(f"{repeated:.0%} of the window is one and the same image: a frozen camera, or a client in a loop")
-    scores = window.scores
-    if len(scores) and "contrast" in reference.properties:
-        index = reference.properties.index("contrast")
-        known = reference.scores.properties[:, index]
-        known = known[np.isfinite(known)]
-        if len(known):
-            empty = float((scores.properties[:, index] < _EMPTY_CONTRAST * np.quantile(known, 0.01)).mean())
-            if empty >= MOST_EMPTY:
-                faults.append(f"{empty:.0%} of the images show nothing (contrast near 0): a covered lens or no light")
-    if len(scores):
-        outputs = {
-            "probabilities": scores.probabilities,
-            "embedding": scores.embedding,
-            "properties": scores.properties,
-            "confidence": scores.confidence[:, None],
-        }
-        for output, rows in outputs.items():
-            damaged = float((~np.isfinite(rows)).any(axis=1).mean())
-            if damaged >= MOST_DAMAGED:
-                faults.append(f"{damaged:.0%} of the rows hold {output} that are not numbers: the recording is damaged")
-    return tuple(faults)
 
 
 def novel_properties(reference: Reference, window: Scores, found: Novelty | None) -> tuple[Column, ...]:

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from monitoring.verdict import Verdict
-from perennial.errors import PerennialError
+from perennial.errors import InvalidImage, PerennialError
 from perennial.ledger import EventKind, checks, events
 
 #: How retrains end, and the events that say so.
@@ -23,6 +23,8 @@ OUTCOMES: Final = {
     "refused": EventKind.GATE_REFUSED,
     "failed": EventKind.RETRAIN_FAILED,
 }
+#: What an image can be refused for.
+IMAGE_PROBLEMS: Final = tuple(sorted({InvalidImage.slug, *(kind.slug for kind in InvalidImage.__subclasses__())}))
 
 
 class LedgerCollector(Collector):
@@ -79,6 +81,15 @@ def _gauges(check: checks.CheckRow) -> Iterator[Metric]:
         verdict.add_metric([str(known)], float(check.verdict == known))
     yield verdict
     yield _gauge("perennial_window_rows", "Rows in the latest check's window.", check.window["rows"])
+    failures = GaugeMetricFamily(
+        "perennial_window_decode_failures",
+        "Images that could not be read since the latest check's window began, by the slug of the problem.",
+        labels=["reason"],
+    )
+    by_reason = (detail.get("collection") or {}).get("failures", {}).get("by_reason", {})  # older checks have none
+    for reason in IMAGE_PROBLEMS:
+        failures.add_metric([reason], by_reason.get(reason, 0))
+    yield failures
     yield _gauge("perennial_check_seconds", "How long the latest check took.", detail["seconds"])
     yield _gauge(
         "perennial_last_check_timestamp_seconds", "When the latest check was made (Unix time).", check.at.timestamp()
@@ -105,6 +116,11 @@ def _gauges(check: checks.CheckRow) -> Iterator[Metric]:
             if estimate is not None:
                 accuracy.add_metric([source], estimate[key])
         yield accuracy
+    yield _gauge(
+        "perennial_accuracy_estimate_withheld",
+        "Whether the latest check withholds its estimate of accuracy.",
+        bool(detail["accuracy"].get("withheld")),
+    )
 
 
 def _gauge(name: str, text: str, value: Any) -> GaugeMetricFamily:

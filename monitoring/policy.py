@@ -21,13 +21,15 @@ class Situation:
 
     `labelled` is None where there are fewer labels than `monitor.min_labels`; `loss_p_value` is the one-sided test
     that the labelled accuracy is below the reference's, `alpha` what counts as beyond chance. `captures` is how many
-    labelled images are at hand to train on; `seconds_since_retrain` is None where there was none.
+    labelled images are at hand to train on; `seconds_since_retrain` is None where there was none. `withheld` says why
+    there is no estimate.
     """
 
     verdict: Verdict
     reference: Accuracy | None
     labelled: Accuracy | None
     estimated: Accuracy | None
+    withheld: str | None
     loss_p_value: float
     alpha: float
     captures: int
@@ -88,10 +90,17 @@ def _without_labels(situation: Situation, reference: Accuracy, settings: Retrain
         )
     if situation.verdict in CALM:
         return RetrainDecision(False, "nothing says that accuracy was lost")
+    if estimate is None:
+        why = f" ({situation.withheld})" if situation.withheld else ""
+        return RetrainDecision(
+            False,
+            f"{_cause(situation.verdict)}, and what it costs cannot be estimated{why}: label {settings.min_labels} of "
+            "the images to know, and to retrain on",
+        )
     return RetrainDecision(
         False,
-        f"{_cause(situation.verdict)}, but the estimated accuracy holds"
-        f"{f' ({estimate.value:.3f})' if estimate is not None else ''}: label some images to be sure",
+        f"{_cause(situation.verdict)}, but the estimated accuracy holds ({estimate.value:.3f}): "
+        "label some images to be sure",
     )
 
 

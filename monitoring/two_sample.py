@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from monitoring.detectors import two_sample_chi_square, usable
-from monitoring.embedding import Separation, separate, separate_within, separate_within_grown
+from monitoring.embedding import Separation, separate, separate_within, separate_within_grown, unlikeness
 from monitoring.novelty import Novelty, find_novel
 from monitoring.window import Reference, Scores
 from perennial.effects import tested_probabilities
@@ -70,6 +70,15 @@ def measure(reference: Reference, window: Scores, *, seed: int = 0) -> Measured:
             "embedding": find_novel(unseen.embedding, window.embedding, seed=seed),
         },
     )
+
+
+def unlike_reference(reference: Scores, window: Scores, *, seed: int = 0) -> NDArray[np.float64]:
+    """How unlike the reference each row of the window is, [M] in 0..1: see `embedding.unlikeness`. Of a row that is not
+    all numbers nothing is known: .5."""
+    known, whole = (np.isfinite(scores.embedding).all(axis=1) for scores in (reference, window))
+    found = np.full(len(window), 0.5)
+    found[whole] = unlikeness(reference.embedding[known], window.embedding[whole], seed=seed)
+    return found
 
 
 def usable_components(reference: Scores, window: Scores) -> list[int]:

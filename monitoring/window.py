@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from pyarrow.lib import ArrowException
 
+from monitoring.composition import HEADER, Collection, collection_of, reference_collection
 from perennial.bundle import Bundle
 from perennial.chance import ChanceEffects
 from perennial.effects import chance_effects
@@ -90,18 +90,6 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Collection:
-    """How the images came in: shares of the window by format, colour mode, size and source, largest first."""
-
-    formats: dict[str, float]
-    modes: dict[str, float]
-    sizes: dict[str, float]
-    sources: dict[str, float]
-    #: The share of the window that is one and the same image, byte for byte.
-    most_repeated: float
-
-
-@dataclass(frozen=True, slots=True)
 class Window:
     """The latest predictions, all in one `precision`: another arithmetic moves the outputs, and is no drift. `scores`
     holds each image once: a picture sent again tells nothing new, and tests that take rows for independent would alarm
@@ -118,6 +106,8 @@ class Window:
     #: Of each row of `scores`: the id of its prediction, and where its image is (None if it was not captured).
     ids: tuple[str, ...] = ()
     images: tuple[str | None, ...] = ()
+    #: Of each row of `scores`: who sent it, "" where that was not said.
+    sources: tuple[str, ...] = ()
     #: The ids of the first and the last prediction that was received; they sort by time.
     first: str | None = None
     last: str | None = None
@@ -126,13 +116,16 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What healthy looks like: the bundle's reference rows. `held_out` [N] is False for rows that also took part in
-    training; outputs and accuracy are compared with held-out rows only. `chance` is how far apart its own halves are;
-    None where it is too small to say."""
+    training; outputs and accuracy are compared with held-out rows only. `collection` is how its images came in, None
+    where the bundle does not say; `side` the pixels that an image's short side is brought to (0: not known);
+    `chance` how far apart its own halves are, None where it is too small to say."""
 
     classes: tuple[str, ...]
     properties: tuple[str, ...]
     scores: Scores
     held_out: NDArray[np.bool_]
+    collection: Collection | None = None
+    side: int = 0
     chance: ChanceEffects | None = None
 
     @property
@@ -184,16 +177,11 @@ def window_of(rows: Sequence[LabelledPrediction]) -> Window:
         end=max(moments, default=None),
         scores=scores,
         answers=scores.answers,
-        collection=Collection(
-            _shares([row.format for row in received]),
-            _shares([row.mode for row in received]),
-            _shares([f"{row.width}x{row.height}" for row in received]),
-            _shares([row.source or "" for row in received]),
-            max(_shares([row.image_digest for row in received]).values(), default=0.0),
-        ),
+        collection=collection_of(received),
         precision=received[-1].precision if received else FLOAT32,
         ids=tuple(row.id for row in made),
         images=tuple(row.image_url for row in made),
+        sources=tuple(row.source or "" for row in made),
         first=min((row.id for row in received), default=None),
         last=max((row.id for row in received), default=None),
     )
@@ -223,7 +211,7 @@ def read_reference(bundle: Bundle, precision: str = FLOAT32) -> Reference | None
     if path is None or _is_empty(path):
         return None
     found = reference_of(path, bundle.manifest.classes, bundle.manifest.properties)
-    return replace(found, chance=bundle.manifest.chance or chance_of(found))
+    return replace(found, chance=bundle.manifest.chance or chance_of(found), side=bundle.manifest.input.resize)
 
 
 def chance_of(reference: Reference) -> ChanceEffects | None:
@@ -242,7 +230,8 @@ def _is_empty(path: Path) -> bool:
 def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ...]) -> Reference:
     """The same from a `reference.parquet` on its own."""
     try:
-        table = pq.read_table(path, columns=list(_COLUMNS))
+        with pq.ParquetFile(path) as file:
+            table = file.read([*_COLUMNS, *HEADER])
         columns = {name: table.column(name).to_pylist() for name in _COLUMNS}
     except (OSError, ArrowException, KeyError) as error:
         raise InvalidBundle(f"{path} cannot be read as reference rows: {error}; train the model anew") from error
@@ -259,6 +248,7 @@ def reference_of(path: Path, classes: tuple[str, ...], properties: tuple[str, ..
             tuple(columns["image_digest"]),
         ),
         np.array(columns["held_out"], dtype=bool),
+        reference_collection(table),
     )
     shapes = (reference.scores.probabilities.shape[1], reference.scores.properties.shape[1])
     if len(reference.scores) == 0 or shapes != (len(classes), len(properties)):
@@ -278,7 +268,3 @@ def _matrix(rows: Sequence[Any]) -> Floats:
         [row if len(row) == width else np.full(width, np.nan) for row in rows],
         dtype=np.float32,
     )
-
-
-def _shares(values: Sequence[str]) -> dict[str, float]:
-    return {value: count / len(values) for value, count in Counter(values).most_common()}

@@ -55,13 +55,14 @@ class Tally:
 class Pruned:
     """What was removed; with `dry_run` what would have been.
 
-    `rows`: predictions. `aged`, `over_size`, `unnamed`: images that were too old, too many, or named by no row.
-    `leftovers`: files that crashes left half written, and reports that no check names. `kept`: the images that
-    are left.
+    `rows`: predictions. `rejections`: counts of images that could not be read, one for each minute and reason.
+    `aged`, `over_size`, `unnamed`: images that were too old, too many, or named by no row. `leftovers`: files that
+    crashes left half written, and reports that no check names. `kept`: the images that are left.
     """
 
     dry_run: bool
     rows: Tally = field(default_factory=Tally)
+    rejections: Tally = field(default_factory=Tally)
     aged: Tally = field(default_factory=Tally)
     over_size: Tally = field(default_factory=Tally)
     unnamed: Tally = field(default_factory=Tally)
@@ -71,13 +72,15 @@ class Pruned:
     @property
     def nothing(self) -> bool:
         """Was there nothing to do?"""
-        return not any(tally.count for tally in (self.rows, self.aged, self.over_size, self.unnamed, self.leftovers))
+        gone = (self.rows, self.rejections, self.aged, self.over_size, self.unnamed, self.leftovers)
+        return not any(tally.count for tally in gone)
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
         return {
             "dry_run": self.dry_run,
             "rows": asdict(self.rows),
+            "rejections": asdict(self.rejections),
             "images": {
                 "aged": asdict(self.aged),
                 "over_size": asdict(self.over_size),
@@ -174,6 +177,7 @@ def _prune(
         progress=progress,
     )
     _remove_rows(run)
+    _remove_rejections(run)
     _remove_images(run, settings.images_bytes)
     _remove_leftovers(run)
     return run.result
@@ -193,6 +197,20 @@ def _remove_rows(run: _Run) -> None:
         since = removed.until
         run.result.rows.add(removed.rows, removed.bytes)
         run.progress(Step("removing predictions", run.result.rows.count, 0))
+
+
+def _remove_rejections(run: _Run) -> None:
+    def add(removed: int) -> None:
+        run.result.rejections.add(removed, removed * retention.REJECTION_BYTES)
+
+    if run.result.dry_run:
+        add(retention.count_expired_rejections(run.engine, run.expired))
+        return
+    removed = retention.MOST_ROWS
+    while removed >= retention.MOST_ROWS:
+        with _leaving_room():
+            removed = retention.delete_expired_rejections(run.engine, run.expired)
+        add(removed)
 
 
 def _remove_images(run: _Run, most_bytes: int) -> None:

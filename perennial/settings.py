@@ -284,12 +284,23 @@ class MonitorSettings(Section):
         0.02, description="Least share of images like nothing in the reference that counts, beyond the usual."
     )
     accuracy_drop: Fraction = Field(0.03, description="Least loss of accuracy that counts.")
+    decode_failure_floor: Fraction = Field(
+        0.10, description="Least share of the uploads that cannot be read that is a fault of collection."
+    )
     open_after: int = Field(
         2, ge=1, le=10, description="So many of the latest `open_of` windows have to alarm before drift is opened."
     )
     open_of: int = Field(3, ge=1, le=10, description="Windows, without rows in common, that `open_after` looks at.")
     close_after: int = Field(
         3, ge=1, le=20, description="So many windows in a row have to be clean before an open drift is closed."
+    )
+    same_hours: int = Field(
+        0,
+        ge=0,
+        le=52,
+        description="Compare a window with the same hours of the week, in so many weeks before, once these hold "
+        "`min_rows` different images; 0 compares with the reference of the training always. For traffic that changes "
+        "with the hour.",
     )
     keep_reports: int = Field(
         100,

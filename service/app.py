@@ -36,6 +36,7 @@ from service.live_model import LiveModels
 from service.overload import EarlyRefusal
 from service.predict import Predictor, Slots
 from service.recorder import Recorder
+from service.rejections import Rejections
 
 _LEDGER_THREADS: Final = 4
 
@@ -119,7 +120,8 @@ class Perennial:
             self.link.engine, journal / "predictions", min_free_bytes=settings.serve.min_free_bytes
         )
         self.captures = Captures(storage, journal / "captures", settings.serve)
-        self.predictor = Predictor(settings.name, self.inference, self.recorder, self.captures)
+        self.rejections = Rejections(self.link.engine)
+        self.predictor = Predictor(settings.name, self.inference, self.recorder, self.captures, self.rejections)
         self.slots = Slots(settings.serve.max_queue)
         self.bodies = BodyMemory(settings.serve.max_queue_bytes, lambda: self.inference.most_working)
         self.feedback = FeedbackDesk(settings.name, self.recorder)
@@ -143,6 +145,7 @@ class Perennial:
         self.inference.close()
         self.recorder.close(deadline - time.monotonic())
         self.captures.close(max(0.0, deadline - time.monotonic()))
+        self.rejections.close(max(0.0, deadline - time.monotonic()))
         self.models.close()
         self.ledger_threads.shutdown()
         self.link.close()

@@ -24,6 +24,7 @@ from service.inference_wire import Scored
 from service.limits import Upload
 from service.live_model import LiveModel
 from service.recorder import Recorder
+from service.rejections import Rejections
 from service.threads import Threads
 
 DEFAULT_TOP: Final = 3
@@ -53,11 +54,14 @@ class Slots:
 class Predictor:
     """Scores images on the model a request brings, and records each before it is answered."""
 
-    def __init__(self, name: str, inference: Inference, recorder: Recorder, captures: Captures) -> None:
+    def __init__(
+        self, name: str, inference: Inference, recorder: Recorder, captures: Captures, rejections: Rejections
+    ) -> None:
         self._name = name
         self._inference = inference
         self._recorder = recorder
         self._captures = captures
+        self._rejections = rejections
         self._thread = Threads(1, "record")
         self._last_id = ""
 
@@ -73,7 +77,7 @@ class Predictor:
     async def predict_batch(
         self, live: LiveModel, upload: Upload, top: int, waited: float = 0.0
     ) -> list[dict[str, Any]]:
-        """Answer many images, in order; one that cannot be read gives `{"error": problem}` in its place.
+        """Answer many images, in order; one that cannot be read is counted and gives `{"error": problem}` in its place.
 
         Raises:
             InferenceLost, JournalFull: none of them is answered.
@@ -83,6 +87,7 @@ class Predictor:
             try:
                 return await self._answer(live, image, upload.source, top, waited)
             except InvalidImage as error:
+                self._rejections.add(live.version, error.slug)
                 return {"error": problems.document(error)}
 
         return await asyncio.gather(*map(one, upload.images))

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from perennial.errors import InvalidParameter, PerennialError, TooSlow
+from perennial.errors import InvalidImage, InvalidParameter, PerennialError, TooSlow
 from perennial.ledger import checks, deployments, events
 from perennial.ledger.deployments import Deployment
 from perennial.settings import Settings
@@ -29,6 +29,7 @@ from service.ledger_link import LedgerLink
 from service.limits import hold, most_batch_bytes, plain_text, read_image, read_images, read_json
 from service.live_model import LiveModel, LiveModels
 from service.predict import Predictor, Slots, top_of
+from service.rejections import Rejections
 
 DEFAULT_EVENTS: Final = 100
 MAX_EVENTS: Final = 1000
@@ -45,6 +46,7 @@ class Desk(Protocol):
     settings: Settings
     models: LiveModels
     predictor: Predictor
+    rejections: Rejections
     slots: Slots
     bodies: BodyMemory
     link: LedgerLink
@@ -114,6 +116,9 @@ async def predict(desk: Desk, request: Request) -> dict[str, Any]:
     try:
         async with hold(desk.bodies, request, serve.max_bytes) as room:
             return await desk.predictor.predict(live, await read_image(request, serve, room), top, room.waited)
+    except InvalidImage as error:
+        desk.rejections.add(live.version, error.slug)
+        raise
     finally:
         desk.slots.give()
 
@@ -130,6 +135,9 @@ async def predict_batch(desk: Desk, request: Request) -> dict[str, Any]:
             desk.slots.take(len(upload.images) - 1)
             taken = len(upload.images)
             return {"results": await desk.predictor.predict_batch(live, upload, top, room.waited)}
+    except InvalidImage as error:  # the whole body; of how many images is not known
+        desk.rejections.add(live.version, error.slug)
+        raise
     finally:
         desk.slots.give(taken)
 

@@ -17,7 +17,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from perennial.errors import InvalidImage, StorageUnavailable
-from perennial.images import ImageLimits, read_header
+from perennial.images import ImageHeader, ImageLimits, read_header
 from perennial.ledger import labels, models, predictions
 from perennial.ledger.predictions import LabelledPrediction
 from perennial.progress import Progress, Step, silent
@@ -39,6 +39,7 @@ class Capture:
     predicted: str
     version: str
     at: datetime
+    header: ImageHeader | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,9 @@ def find(
         if label not in classes:
             skipped.append(Skipped(seen.image_url, f"its label {label!r} is not a class of the live model"))
             continue
+        header = ImageHeader(seen.format, seen.mode, seen.width, seen.height)
         kept[seen.id in fresh_ids].append(
-            Capture(digest, seen.image_url, label, seen.label, seen.model_version, seen.at)
+            Capture(digest, seen.image_url, label, seen.label, seen.model_version, seen.at, header)
         )
     return Captures(tuple(kept[True]), tuple(kept[False]), tuple(skipped))
 

@@ -19,7 +19,7 @@ import fsspec
 
 from perennial.bundle import Finding
 from perennial.errors import InvalidDataset, InvalidImage, InvalidSettings
-from perennial.images import ImageLimits
+from perennial.images import ImageHeader, ImageLimits
 from perennial.progress import IMAGES, Progress, Step, silent
 from perennial.storage import sha256
 from training.allocator import give_back_freed_memory
@@ -39,7 +39,7 @@ _WAITING: Final = 1024  # images that they have before them
 @dataclass(frozen=True, slots=True)
 class Row:
     """One labelled image. `location` is a path on this machine or an fsspec URL, `digest` the sha256 of its bytes;
-    `reference` rows go into the bundle's reference."""
+    `reference` rows go into the bundle's reference. `header` is what the file says of itself (None: nobody asked)."""
 
     location: str
     label: str
@@ -48,6 +48,7 @@ class Row:
     weight: float = 1.0
     origin: Literal["original", "capture"] = "original"
     reference: bool = False
+    header: ImageHeader | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,10 @@ def load(
     pairs = near_duplicates([glances[entry.digest].thumbnail for entry in entries])
     entries, pairs, copies, findings = leave_out(entries, pairs)
     assigned = assign(entries, pairs, validation=validation, test=test, seed=seed, listed=listed)
-    rows = [_row(entry, assigned.splits[entry.digest]) for entry in sorted(entries, key=lambda entry: entry.digest)]
+    rows = [
+        _row(entry, assigned.splits[entry.digest], glances[entry.digest].metadata)
+        for entry in sorted(entries, key=lambda entry: entry.digest)
+    ]
     images = LabelledImages(
         str(path),
         tuple(sorted(listed)),
@@ -272,8 +276,10 @@ def _check_given(path: Path, entries: Sequence[Entry]) -> list[Entry]:
     return list(entries)
 
 
-def _row(entry: Entry, split: Split) -> Row:
-    return Row(entry.location, entry.label, entry.digest, split, entry.weight, reference=split != "train")
+def _row(entry: Entry, split: Split, header: ImageHeader) -> Row:
+    return Row(
+        entry.location, entry.label, entry.digest, split, entry.weight, reference=split != "train", header=header
+    )
 
 
 def _require(images: LabelledImages) -> None:

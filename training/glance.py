@@ -36,14 +36,10 @@ _SUMS: Final = np.array([np.clip((_LUMA * scale + 50) // 100, 1, 255).sum() for 
 
 
 @dataclass(frozen=True, slots=True)
-class Metadata:
-    """What a file says of itself: `width` and `height` in pixels, upright; `bytes` its size; `quality` the JPEG quality
-    (1..100) whose quantisation is nearest, None for other formats; `exif`: it has EXIF tags."""
+class Metadata(ImageHeader):
+    """What a file says of itself: `bytes` its size; `quality` the JPEG quality (1..100) whose quantisation is nearest,
+    None for other formats; `exif`: it has EXIF tags."""
 
-    format: str
-    mode: str
-    width: int
-    height: int
     bytes: int
     quality: int | None
     exif: bool

@@ -198,4 +198,4 @@ def combine(
 
 
 def _row(capture: Capture, split: Split, weight: float, *, reference: bool) -> Row:
-    return Row(capture.url, capture.label, capture.digest, split, weight, "capture", reference)
+    return Row(capture.url, capture.label, capture.digest, split, weight, "capture", reference, capture.header)

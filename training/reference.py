@@ -17,9 +17,11 @@ def reference_table(
     rows: Sequence[Row], classes: Sequence[str], output: GraphOutput, *, learnt: frozenset[str] = frozenset()
 ) -> pa.Table:
     """`reference.parquet`: those of the rows [N] that are reference rows, as the graph scored them. A row without a
-    label has none there either. `learnt` are the digests of the rows that took part in training."""
+    label has none there either, nor one whose header is not known a format, mode and size. `learnt` are the digests of
+    the rows that took part in training."""
     at = [index for index, row in enumerate(rows) if row.reference]
     chosen = [rows[index] for index in at]
+    headers = [row.header for row in chosen]
     best = output.probabilities[at].argmax(axis=1)
 
     def vectors(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> pa.Array:
@@ -36,6 +38,10 @@ def reference_table(
             "embedding": vectors(output.embedding),
             "properties": vectors(output.properties),
             "held_out": pa.array([row.digest not in learnt for row in chosen], pa.bool_()),
+            "format": pa.array([header and header.format for header in headers], pa.string()),
+            "mode": pa.array([header and header.mode for header in headers], pa.string()),
+            "width": pa.array([header and header.width for header in headers], pa.int32()),
+            "height": pa.array([header and header.height for header in headers], pa.int32()),
         }
     )
 

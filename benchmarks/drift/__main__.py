@@ -2,7 +2,10 @@
 
   detection    the share of windows that alarm, in the form of Failing Loudly: its shifts, its deltas, windows of 50 to
                1,000 rows, against as many reference rows and against all others; with a column of no shift at all.
+  false_alarms windows of 200 to 5,000 rows in which nothing changed, labels and all, beside the rate that is stated.
   attribution  windows in which one thing is known to have changed, and the verdict that is given.
+  delay        windows until an alarm, by how many images change in the end and how fast they come to it.
+  accuracy     windows whose accuracy is known, and what is estimated without labels: by method and severity.
   cost         seconds and memory of a check from the shell, by the rows of its window and of the ledger.
 
   python -m benchmarks.drift --worlds digits
@@ -19,19 +22,21 @@ import csv
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.drift import attribution, cost, detection
+from benchmarks.drift import accuracy, accuracy_plot, attribution, cost, delay, detection, false_alarms, plot
 from benchmarks.drift.methods import METHODS
-from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY
+from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY, STRENGTHS, Change
 from benchmarks.drift.worlds import World, build, digits_on_disk, photos_on_disk
 from benchmarks.transfer import RESULTS, hardware
 
-PARTS: Final = ("detection", "attribution", "cost")
+PARTS: Final = ("detection", "false_alarms", "attribution", "delay", "accuracy", "cost")
 WORLDS: Final = ("digits", "photos")
+_ESTIMATES: Final = 3  # windows of each change, strength and share
+_DELAYS: Final = 5  # streams of each kind, of up to thirty windows each
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,29 +48,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
         def say(line: str) -> None:
             print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
 
-        cells: list[Any] = []
-        named: list[Any] = []
-        costs = cost.measure(folder / "cost", runs=chosen.runs, say=say) if "cost" in chosen.only else []
+        found: dict[str, list[Any]] = {part: [] for part in PARTS}
+
+        def add(part: str, rows: Sequence[Any]) -> None:
+            """What was measured is on disk before the next part begins."""
+            found[part] += rows
+            if rows and chosen.write:
+                _write(found[part], chosen.out / f"drift-{part.replace('_', '-')}-{hardware()}.csv")
+
+        if "cost" in chosen.only:
+            add("cost", cost.measure(folder / "cost", runs=chosen.runs, say=say))
         for name in chosen.worlds if set(chosen.only) - {"cost"} else ():
-            world = _world(name, chosen.test_data, folder)
+            world = _world(name, chosen.test_data, folder, STRENGTHS if "accuracy" in chosen.only else {})
             say(f"{name}: {len(world)} images that the model has not seen")
-            if "detection" in chosen.only:
-                cells += detection.measure(
-                    world, sizes=chosen.sizes, references=chosen.references, shifts=chosen.shifts, seeds=chosen.seeds,
-                    clean=chosen.clean, methods=chosen.methods, say=say,
-                )  # fmt: skip
             if "attribution" in chosen.only:
                 known = [
                     each for each in attribution.RIGHT if "sketches" not in each or attribution.SKETCHES in world.scores
                 ]
-                named += attribution.measure(world, rows=chosen.rows, scenarios=known, seeds=chosen.seeds, say=say)
-        for part, rows in (("detection", cells), ("attribution", named), ("cost", costs)):
-            if rows and chosen.write:
-                _write(rows, chosen.out / f"drift-{part}-{hardware()}.csv")
+                add("attribution", attribution.measure(
+                    world, rows=chosen.rows, scenarios=known, seeds=chosen.seeds, jobs=chosen.jobs, say=say
+                ))  # fmt: skip
+            if "false_alarms" in chosen.only:
+                sizes = false_alarms.SIZES
+                add("false_alarms", false_alarms.measure(
+                    world, sizes=sizes, repeats=chosen.clean, jobs=chosen.jobs, say=say
+                ))  # fmt: skip
+            if "accuracy" in chosen.only:
+                seeds = min(_ESTIMATES, chosen.seeds)
+                add("accuracy", accuracy.measure(world, rows=chosen.rows, seeds=seeds, jobs=chosen.jobs, say=say))
+            if "detection" in chosen.only:
+                add("detection", detection.measure(
+                    world, sizes=chosen.sizes, references=chosen.references, shifts=chosen.shifts, seeds=chosen.seeds,
+                    clean=chosen.clean, methods=chosen.methods, jobs=chosen.jobs, say=say,
+                ))  # fmt: skip
+            if "delay" in chosen.only:
+                seeds = min(_DELAYS, chosen.seeds)
+                add("delay", delay.measure(world, rows=chosen.rows, seeds=seeds, jobs=chosen.jobs, say=say))
+        if found["accuracy"]:
+            print(*accuracy.summary(found["accuracy"]), sep="\n")
+        if chosen.write:
+            if found["accuracy"]:
+                accuracy_plot.draw(found["accuracy"], chosen.plots / "drift-accuracy.svg")
+            plot.draw(chosen.out, chosen.plots / "drift.svg")
 
 
-def _world(name: str, data: Path, folder: Path) -> World:
-    changes = {**FAILING_LOUDLY, **CAMERA}
+def _world(name: str, data: Path, folder: Path, more: Mapping[str, Change]) -> World:
+    changes = {**FAILING_LOUDLY, **CAMERA, **more}
     if name == "digits":
         return build(
             name, *digits_on_disk(folder / "digits"), changes, {}, backbone="mobilenet_v3_small", weights="builtin",
@@ -112,11 +140,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--references", type=_some_of(references), default=list(references))
     parser.add_argument("--seeds", type=int, default=20, help="windows of each shift")
     parser.add_argument("--clean", type=int, default=200, help="windows without a shift")
-    parser.add_argument("--rows", type=int, default=500, help="of a window whose cause is to be named")
+    parser.add_argument("--rows", type=int, default=500, help="of a window to be named or estimated")
     parser.add_argument("--runs", type=int, default=5, help="of a check, whose cost is the median")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--test-data", type=Path, default=data, metavar="FOLDER")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the models and features there")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the CSV files")
+    parser.add_argument("--plots", type=Path, default=RESULTS.parents[1] / "docs", metavar="FOLDER")
     parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
     chosen = parser.parse_args(arguments)
     if chosen.worlds is None:

@@ -8,11 +8,13 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.drift import trials
 from benchmarks.drift.methods import METHODS, Sides
 from benchmarks.drift.worlds import Indexes, World, joined
 
 NONE: Final = "none"
 KNOCK_OUT: Final = "knock-out"
+ONE_CLASS: Final = "one class"
 #: name -> (the change of pixels, what is done to the classes)
 SHIFTS: Final[dict[str, tuple[str, str]]] = {
     NONE: ("", ""),
@@ -20,7 +22,7 @@ SHIFTS: Final[dict[str, tuple[str, str]]] = {
     **{f"image {size}": (f"image {size}", "") for size in ("small", "medium", "large")},
     KNOCK_OUT: ("", KNOCK_OUT),
     "image medium, knock-out": ("image medium", KNOCK_OUT),
-    "image medium, one class": ("image medium", "one class"),
+    "image medium, one class": ("image medium", ONE_CLASS),
 }
 DELTAS: Final = (0.1, 0.5, 1.0)
 SIZES: Final = (50, 100, 200, 500, 1000)
@@ -46,14 +48,19 @@ def draw(world: World, rows: int, reference: str, shift: str, delta: float, seed
     """A window and its reference, which share no image; None where there are too few."""
     random = np.random.default_rng([seed, rows])
     order = random.permutation(len(world))
-    window, rest = order[:rows], order[rows:]
+    change, classes = SHIFTS[shift]
+    if classes == ONE_CLASS:
+        window, rest = _of_one_class(world, order, rows)
+    else:
+        window, rest = order[:rows], order[rows:]
+        if len(window) < rows:
+            return None
     if reference == EQUAL:
         rest = rest[:rows]
-    if len(window) < rows or len(rest) < min(rows, 200):
+    if len(rest) < min(rows, 200):
         return None
-    change, classes = SHIFTS[shift]
-    if classes:
-        window = _of_other_classes(world, window, order[rows + len(rest) :], classes, delta, random)
+    if classes == KNOCK_OUT:
+        window = _knocked_out(world, window, order[rows + len(rest) :], delta)
     changed = np.zeros(len(window), dtype=bool)
     if change:
         changed[random.permutation(len(window))[: round(delta * len(window))]] = True
@@ -62,18 +69,29 @@ def draw(world: World, rows: int, reference: str, shift: str, delta: float, seed
     return Sides(world.reference(rest), joined(parts), world.components[""][rest], np.concatenate(pixels), seed)
 
 
-def _of_other_classes(
-    world: World, window: Indexes, spare: Indexes, classes: str, delta: float, random: np.random.Generator
-) -> Indexes:
-    """Without a share delta of the first class's images, or with its images alone; as many rows as there are images
-    for."""
+def _knocked_out(world: World, window: Indexes, spare: Indexes, delta: float) -> Indexes:
+    """Without a share delta of the first class's images; as many rows as there are images for."""
     first = world.labels[window] == world.classes[0]
-    if classes == KNOCK_OUT:
-        gone = np.flatnonzero(first)[: round(delta * int(first.sum()))]
-        kept = np.delete(window, gone)
-        more = spare[world.labels[spare] != world.classes[0]][: len(gone)]
-        return np.concatenate([kept, more])
-    return window[first]
+    gone = np.flatnonzero(first)[: round(delta * int(first.sum()))]
+    more = spare[world.labels[spare] != world.classes[0]][: len(gone)]
+    return np.concatenate([np.delete(window, gone), more])
+
+
+def _of_one_class(world: World, order: Indexes, rows: int) -> tuple[Indexes, Indexes]:
+    """The first class's images alone, up to half of them; and all others."""
+    first = order[world.labels[order] == world.classes[0]]
+    window = first[: min(rows, len(first) // 2)]
+    return window, order[~np.isin(order, window)]
+
+
+@dataclass(frozen=True)
+class _Task:
+    reference: str
+    rows: int
+    shift: str
+    delta: float
+    seeds: int
+    methods: tuple[str, ...]
 
 
 def measure(
@@ -85,26 +103,37 @@ def measure(
     seeds: int,
     clean: int,
     methods: Sequence[str],
+    jobs: int,
     say: Callable[[str], None],
 ) -> list[Cell]:
     """`clean` is how many windows without a shift are drawn."""
+    tasks = [
+        _Task(reference, rows, shift, delta, clean if shift == NONE else seeds, tuple(methods))
+        for reference in references
+        for rows in sizes
+        for shift in shifts
+        for delta in (DELTAS if shift != NONE else (0.0,))
+    ]
     found = []
-    for reference in references:
-        for rows in sizes:
-            for shift in shifts:
-                for delta in DELTAS if shift != NONE else (0.0,):
-                    drawn = [
-                        sides
-                        for seed in range(clean if shift == NONE else seeds)
-                        if (sides := draw(world, rows, reference, shift, delta, seed)) is not None
-                    ]
-                    if not drawn:
-                        continue
-                    for method in methods:
-                        alarms = sum(METHODS[method](sides) for sides in drawn)
-                        found.append(Cell(world.name, reference, rows, shift, delta, method, alarms, len(drawn)))
-                    line = ", ".join(
-                        f"{cell.method} {cell.alarms / cell.trials:.2f}" for cell in found[-len(methods) :]
-                    )
-                    say(f"{world.name}, {rows} against {reference}, {shift} {delta:g}: {line}")
+    for task, cells in zip(tasks, trials.run(_cells, world, tasks, jobs), strict=True):
+        if cells:
+            line = ", ".join(f"{cell.method} {cell.alarms / cell.trials:.2f}" for cell in cells)
+            say(f"{world.name}, {task.rows} against {task.reference}, {task.shift} {task.delta:g}: {line}")
+        found += cells
     return found
+
+
+def _cells(world: World, task: _Task) -> list[Cell]:
+    alarms, drawn = dict.fromkeys(task.methods, 0), 0
+    for seed in range(task.seeds):
+        sides = draw(world, task.rows, task.reference, task.shift, task.delta, seed)
+        if sides is None:
+            continue
+        drawn += 1
+        for method in task.methods:
+            alarms[method] += METHODS[method](sides)
+    return [
+        Cell(world.name, task.reference, task.rows, task.shift, task.delta, method, count, drawn)
+        for method, count in alarms.items()
+        if drawn
+    ]

@@ -82,6 +82,23 @@ def _zoomed(image: Image.Image, kept: float) -> Image.Image:
     return image.crop((edge, edge, side - edge, side - edge)).resize((side, side), Image.Resampling.BILINEAR)
 
 
+def _turned(image: Image.Image, degrees: float) -> Image.Image:
+    background = tuple(int(value) for value in np.median(np.asarray(image)[0], axis=0))
+    return image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=background)
+
+
+def _brightness(factor: float) -> Change:
+    return _each(lambda image: ImageEnhance.Brightness(image).enhance(factor))
+
+
+def _contrast(factor: float) -> Change:
+    return _each(lambda image: ImageEnhance.Contrast(image).enhance(factor))
+
+
+def _blur(times: float) -> Change:
+    return _each(lambda image: image.filter(ImageFilter.GaussianBlur(times * max(1.0, image.width / 112))))
+
+
 #: Of Failing Loudly, at full strength; which share of the rows is changed is delta.
 FAILING_LOUDLY: Final[dict[str, Change]] = {
     **{f"noise {size}": partial(gaussian_noise, sigma=sigma) for size, sigma in _NOISE.items()},
@@ -92,12 +109,41 @@ FAILING_LOUDLY: Final[dict[str, Change]] = {
 }
 #: What happens to a camera, a file or a scene.
 CAMERA: Final[dict[str, Change]] = {
-    "brightness": _each(lambda image: ImageEnhance.Brightness(image).enhance(0.65)),
-    "contrast": _each(lambda image: ImageEnhance.Contrast(image).enhance(0.6)),
-    "blur": _each(lambda image: image.filter(ImageFilter.GaussianBlur(max(1.0, image.width / 112)))),
+    "brightness": _brightness(0.65),
+    "contrast": _contrast(0.6),
+    "blur": _blur(1.0),
     "noise": partial(gaussian_noise, sigma=20.0),
     "JPEG quality": _each(lambda image: _jpeg(image, 10)),
     "hue": _each(lambda image: _hue(image, 20)),
     "crop and zoom": _each(lambda image: _zoomed(image, 0.6)),
     "rotation": _each(lambda image: image.transpose(Image.Transpose.ROTATE_90)),
+}
+#: The same at other strengths.
+STRENGTHS: Final[dict[str, Change]] = {
+    "brightness 0.4": _brightness(0.4),
+    "brightness 0.2": _brightness(0.2),
+    "contrast 0.35": _contrast(0.35),
+    "contrast 0.15": _contrast(0.15),
+    "blur x2": _blur(2.0),
+    "blur x4": _blur(4.0),
+    "JPEG quality 5": _each(lambda image: _jpeg(image, 5)),
+    "JPEG quality 2": _each(lambda image: _jpeg(image, 2)),
+    "hue 60": _each(lambda image: _hue(image, 60)),
+    "hue 128": _each(lambda image: _hue(image, 128)),
+    "crop and zoom 0.4": _each(lambda image: _zoomed(image, 0.4)),
+    "crop and zoom 0.25": _each(lambda image: _zoomed(image, 0.25)),
+    "rotation 20": _each(lambda image: _turned(image, 20)),
+    "rotation 45": _each(lambda image: _turned(image, 45)),
+}
+#: Change -> its names above, the mildest first.
+BY_STRENGTH: Final[dict[str, tuple[str, ...]]] = {
+    "brightness": ("brightness", "brightness 0.4", "brightness 0.2"),
+    "contrast": ("contrast", "contrast 0.35", "contrast 0.15"),
+    "blur": ("blur", "blur x2", "blur x4"),
+    "noise": ("noise small", "noise medium", "noise", "noise large"),
+    "JPEG quality": ("JPEG quality", "JPEG quality 5", "JPEG quality 2"),
+    "hue": ("hue", "hue 60", "hue 128"),
+    "crop and zoom": ("crop and zoom", "crop and zoom 0.4", "crop and zoom 0.25"),
+    "rotation": ("rotation 20", "rotation 45", "rotation"),
+    "image": ("image small", "image medium", "image large"),
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,12 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from benchmarks.drift.shifts import Change, Pixels
-from monitoring.window import Collection, Reference, Scores, Window
-from perennial.bundle import Bundle
-from perennial.graph import PROPERTIES, Graph
+from monitoring.composition import Collection
+from monitoring.window import Reference, Scores, Window
+from perennial.bundle import GRAPH, WEIGHTS, Bundle
+from perennial.chance import ChanceEffects
+from perennial.effects import chance_effects
+from perennial.graph import OUTPUTS, PROPERTIES, Graph, GraphOutput
 from perennial.images import ImageLimits
 from training import datasets
 from training.fit import FitRequest, fit
@@ -35,7 +40,8 @@ class World:
     """A model, the images it never saw with their labels, and other images (sketches) that may come in their place.
 
     `scores` and `pixels` are by the name of a change, "" for none: what the graph said of each image [N], and the
-    principal components of its raw pixels [N, 32], by axes that were fitted on the training images.
+    principal components of its raw pixels [N, 32], by axes that were fitted on the training images. `chance` is what a
+    bundle says of its reference.
     """
 
     name: str
@@ -43,12 +49,14 @@ class World:
     labels: NDArray[np.str_]
     scores: Mapping[str, Scores]
     components: Mapping[str, NDArray[np.float32]]
+    chance: ChanceEffects | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def reference(self, rows: Indexes) -> Reference:
-        return Reference(self.classes, PROPERTIES, self.scores[""].take(rows), np.ones(len(rows), dtype=bool))
+        held_out = np.ones(len(rows), dtype=bool)
+        return Reference(self.classes, PROPERTIES, self.scores[""].take(rows), held_out, chance=self.chance)
 
 
 def joined(parts: list[Scores]) -> Scores:
@@ -117,6 +125,7 @@ def build(
 
     Args:
         others: images of something else, by name; they are scored as they are.
+        folder: keeps models, features and scores, so that the next build of the same takes a minute.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(paths))
@@ -129,15 +138,21 @@ def build(
     plain = _pixels([paths[at] for at in rest], rule.crop)
     truth = [labels[at] for at in rest]
     scores, components = {}, {}
-    for change, function in {"": None, **changes}.items():
-        pixels = plain if function is None else function(plain, random)
-        scores[change] = _scored(graph, pixels, truth, bundle, change)
+
+    def add(change: str, pixels: Pixels, truth: list[str]) -> None:
+        output = _output(graph, pixels, bundle, folder / "scored")
+        scores[change] = _scored(output, truth, bundle.manifest.classes, change)
         components[change] = axes.transform(_small(pixels)).astype(np.float32)
+
+    add("", plain, truth)
+    for change, function in changes.items():
+        # A source of chance of its own: what else is asked for leaves a change as it is.
+        add(change, function(plain, np.random.default_rng([seed, zlib.crc32(change.encode())])), truth)
     for other, (their_paths, their_labels) in others.items():
-        pixels = _pixels(their_paths, rule.crop)
-        scores[other] = _scored(graph, pixels, their_labels, bundle, other)
-        components[other] = axes.transform(_small(pixels)).astype(np.float32)
-    return World(name, bundle.manifest.classes, np.array(truth), scores, components)
+        add(other, _pixels(their_paths, rule.crop), their_labels)
+    known = scores[""]
+    chance = chance_effects(known.properties, known.probabilities, known.predicted)
+    return World(name, bundle.manifest.classes, np.array(truth), scores, components, chance)
 
 
 def trained(
@@ -171,16 +186,30 @@ def _small(pixels: Pixels) -> NDArray[np.float32]:
     return np.stack(small).reshape(len(pixels), -1).astype(np.float32) / 255
 
 
-def _scored(graph: Graph, pixels: Pixels, labels: list[str], bundle: Bundle, change: str) -> Scores:
-    parts = [graph.run(np.ascontiguousarray(pixels[at : at + _BATCH])) for at in range(0, len(pixels), _BATCH)]
-    probabilities = np.concatenate([part.probabilities for part in parts])
-    classes = np.array(bundle.manifest.classes, dtype=object)
+def _output(graph: Graph, pixels: Pixels, bundle: Bundle, kept: Path) -> GraphOutput:
+    """What the graph says of the images; kept there by the digests of the weights and of the pixels."""
+    known = hashlib.sha256("".join(bundle.manifest.files[file].sha256 for file in (GRAPH, WEIGHTS)).encode())
+    known.update(np.ascontiguousarray(pixels).data)
+    path = kept / f"{known.hexdigest()}.npz"
+    if not path.exists():
+        parts = [graph.run(np.ascontiguousarray(pixels[at : at + _BATCH])) for at in range(0, len(pixels), _BATCH)]
+        whole = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS}
+        kept.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part.npz")
+        np.savez(unfinished, **whole)
+        unfinished.rename(path)
+    with np.load(path, allow_pickle=False) as found:
+        return GraphOutput(*(found[name] for name in OUTPUTS))
+
+
+def _scored(output: GraphOutput, labels: list[str], classes: tuple[str, ...], change: str) -> Scores:
+    probabilities = output.probabilities
     return Scores(
         probabilities,
-        np.concatenate([part.embedding for part in parts]),
-        np.concatenate([part.properties for part in parts]),
-        classes[probabilities.argmax(axis=1)],
+        output.embedding,
+        output.properties,
+        np.array(classes, dtype=object)[probabilities.argmax(axis=1)],
         probabilities.max(axis=1),
         tuple(labels),
-        tuple(f"{change} {at}" for at in range(len(pixels))),
+        tuple(f"{change} {at}" for at in range(len(probabilities))),
     )

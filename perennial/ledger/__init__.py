@@ -1,10 +1,10 @@
-"""The system of record: predictions, labels, models, deployments, checks, events, leases.
+"""The system of record: predictions, rejected images, labels, models, deployments, checks, events, leases.
 
 One module a table. Each function takes the engine that `open_ledger` returns and raises `LedgerUnavailable` when the
 database does not answer.
 """
 
-from perennial.ledger import checks, deployments, events, labels, leases, models, predictions
+from perennial.ledger import checks, deployments, events, labels, leases, models, predictions, rejected_images
 from perennial.ledger.connect import open_ledger
 from perennial.ledger.events import EventKind
 
@@ -18,4 +18,5 @@ __all__ = [
     "models",
     "open_ledger",
     "predictions",
+    "rejected_images",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,10 +15,6 @@ from perennial.ledger.events import EventKind
 from perennial.ledger.schema import checks
 
 _MOST_REPORTS: Final = 500  # in one go; what is left is taken by the next
-
-
-#: A check's window, and the accuracy that was estimated of it.
-Estimate = tuple[dict[str, Any], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +75,20 @@ def latest(engine: sa.Engine, name: str, limit: int = 1, *, model_version: str |
         return [CheckRow(**row) for row in rows]
 
 
+def windows(
+    engine: sa.Engine, name: str, model_version: str, *, since: datetime, without_verdicts: Collection[str], limit: int
+) -> list[dict[str, Any]]:
+    """The windows of a version's checks since then, but for those with one of these verdicts, newest first."""
+    query = sa.select(checks.c.window).where(
+        checks.c.name == name,
+        checks.c.model_version == model_version,
+        checks.c.at >= since,
+        checks.c.verdict.not_in(list(without_verdicts)),
+    )
+    with reading(engine) as connection:
+        return list(connection.execute(query.order_by(checks.c.id.desc()).limit(limit)).scalars())
+
+
 def verdicts(
     engine: sa.Engine, name: str, model_version: str, limit: int, *, before: int | None = None
 ) -> list[tuple[int, str, dict[str, Any]]]:
@@ -96,16 +106,17 @@ def verdicts(
         ]
 
 
-def estimates(engine: sa.Engine, name: str, model_version: str, limit: int) -> list[Estimate]:
-    """Of a version's newest checks those that estimated its accuracy, newest first: a check's whole document is some
-    20 kB of JSON, of which this is one number."""
-    estimate = checks.c.detail["accuracy", "estimated", "value"].as_float()
-    newest = sa.select(checks.c.id, checks.c.window, estimate.label("estimate")).where(
+def accuracies(
+    engine: sa.Engine, name: str, model_version: str, limit: int
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The window of each of a version's newest checks, and what it said of accuracy, newest first. No more of it: a
+    check's whole document is tens of kilobytes of JSON."""
+    query = sa.select(checks.c.window, checks.c.detail["accuracy"].label("accuracy")).where(
         checks.c.name == name, checks.c.model_version == model_version
     )
-    newest = newest.order_by(checks.c.id.desc()).limit(limit)
     with reading(engine) as connection:
-        return [(row.window, row.estimate) for row in connection.execute(newest) if row.estimate is not None]
+        rows = connection.execute(query.order_by(checks.c.id.desc()).limit(limit))
+        return [(row.window, row.accuracy or {}) for row in rows]
 
 
 def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:
@@ -122,6 +133,23 @@ def reports_beyond(engine: sa.Engine, name: str, keep: int) -> dict[int, str]:
         .where(checks.c.name == name, checks.c.report_url.is_not(None))
         .order_by(checks.c.id.desc())
         .offset(keep)
+        .limit(_MOST_REPORTS)
+    )
+    with reading(engine) as connection:
+        return {row.id: row.report_url for row in connection.execute(query)}
+
+
+def reports_before(engine: sa.Engine, name: str, moment: datetime, *, but: Collection[str]) -> dict[int, str]:
+    """The report URLs of a model's checks of before a moment, by check; not of those with one of these verdicts."""
+    query = (
+        sa.select(checks.c.id, checks.c.report_url)
+        .where(
+            checks.c.name == name,
+            checks.c.report_url.is_not(None),
+            checks.c.at < moment,
+            checks.c.verdict.not_in(but),
+        )
+        .order_by(checks.c.id)
         .limit(_MOST_REPORTS)
     )
     with reading(engine) as connection:

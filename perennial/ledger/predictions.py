@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from perennial.ledger.connect import reading, writing
+from perennial.ledger.ids import first_id
 from perennial.ledger.schema import labels, predictions
 
 
@@ -87,6 +88,34 @@ def latest(
     if sample is not None and sample < limit:
         newest = sa.select(newest.c.id).order_by(sa.func.random()).limit(sample).subquery()
     rows = sa.select(predictions, _last_label(predictions.c.id)).join(newest, newest.c.id == predictions.c.id)
+    return _labelled(engine, rows.order_by(predictions.c.id))
+
+
+def received_within(
+    engine: sa.Engine,
+    model_version: str,
+    spans: Sequence[tuple[datetime, datetime]],
+    *,
+    precision: str,
+    sample: int,
+    without: Sequence[tuple[str, str]] = (),
+) -> list[LabelledPrediction]:
+    """A version's predictions that came in within one of these spans of time, oldest first, each with its last label;
+    of more than `sample` so many, drawn at random by the database. Those from one id to another of `without` are left
+    out."""
+    drawn = (
+        sa.select(predictions.c.id)
+        .where(
+            predictions.c.model_version == model_version,
+            predictions.c.precision == precision,
+            sa.or_(*(predictions.c.at.between(start, end) for start, end in spans)),
+            *(~predictions.c.id.between(first, last) for first, last in without),
+        )
+        .order_by(sa.func.random())
+        .limit(sample)
+        .subquery()
+    )
+    rows = sa.select(predictions, _last_label(predictions.c.id)).join(drawn, drawn.c.id == predictions.c.id)
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
@@ -174,6 +203,18 @@ def count(engine: sa.Engine, model_version: str | None = None) -> int:
     query = sa.select(sa.func.count()).select_from(predictions)
     if model_version is not None:
         query = query.where(predictions.c.model_version == model_version)
+    with reading(engine) as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def count_since(engine: sa.Engine, model_version: str, since: datetime) -> int:
+    """How many predictions of a version were made at this moment or later."""
+    # By the ids, which sort by time: of a version's moments there is no index.
+    query = (
+        sa.select(sa.func.count())
+        .select_from(predictions)
+        .where(predictions.c.model_version == model_version, predictions.c.id >= first_id(since))
+    )
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())
 

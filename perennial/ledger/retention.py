@@ -10,12 +10,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.schema import deployments, labels, leases, models, predictions
+from perennial.ledger.schema import deployments, labels, leases, models, predictions, rejected_images
 
 #: Rows in one transaction: a service that writes to the same SQLite file waits for as long as one takes.
 MOST_ROWS: Final = 2000
 #: What a row takes beside its vectors and its URL: ids, numbers, short texts.
 _FIXED_BYTES: Final = 300
+#: What a count of rejected images takes.
+REJECTION_BYTES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,29 @@ def delete_expired(engine: sa.Engine, expired: Expired, since: datetime | None =
             return Removed(0, 0, None)
         connection.execute(sa.delete(predictions).where(predictions.c.id.in_([row.id for row in found])))
     return Removed(len(found), sum(row.size for row in found), found[-1].at)
+
+
+def count_expired_rejections(engine: sa.Engine, expired: Expired) -> int:
+    """What `delete_expired_rejections` would remove if it were called until nothing is left."""
+    if expired.before is None:
+        return 0
+    query = sa.select(sa.func.count()).select_from(rejected_images).where(rejected_images.c.at < expired.before)
+    with reading(engine) as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def delete_expired_rejections(engine: sa.Engine, expired: Expired) -> int:
+    """Delete the oldest expired counts of rejected images, minute by minute, about `MOST_ROWS` of them; returns how
+    many."""
+    if expired.before is None:
+        return 0
+    at = rejected_images.c.at
+    oldest = sa.select(at).where(at < expired.before).order_by(at).limit(MOST_ROWS).subquery()
+    with writing(engine) as connection:
+        last = connection.execute(sa.select(sa.func.max(oldest.c.at))).scalar()
+        if last is None:
+            return 0
+        return connection.execute(sa.delete(rejected_images).where(at <= last)).rowcount
 
 
 def uses(engine: sa.Engine, digests: Sequence[str], expired: Expired) -> dict[str, Use]:

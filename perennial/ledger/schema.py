@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Dialect
 
 #: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -102,6 +102,15 @@ labels = sa.Table(
     sa.Column("label", sa.Text, nullable=False),
     sa.Column("source", sa.String(200)),
     sa.Index(None, "prediction_id", "id"),
+)
+
+rejected_images = sa.Table(
+    "rejected_images",
+    metadata,
+    sa.Column("model_version", sa.String(64), primary_key=True),
+    sa.Column("at", UtcDateTime, primary_key=True),  # the beginning of a minute
+    sa.Column("reason", sa.String(64), primary_key=True),
+    sa.Column("images", sa.Integer, nullable=False),
 )
 
 models = sa.Table(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,19 @@ from monitoring.window import Reference, Scores
 from perennial import ledger
 from perennial.bundle import Bundle, Dataset, Manifest, Pretrained, new_version, upload_bundle, write_bundle
 from perennial.graph import FLOAT32, PROPERTIES
-from perennial.images import InputRule
+from perennial.images import ImageHeader, InputRule
+from perennial.ledger import open_ledger
 from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.settings import Settings, load_settings
 from perennial.storage import Storage
+from perennial.thumbnails import thumbnail
 
 Images = NDArray[np.float64]
 Change = Callable[[Images], Images]
 
+PLAIN = ImageHeader("PNG", "L", 8, 8)
 CLASSES = tuple(str(digit) for digit in range(10))
 
 
@@ -125,13 +128,17 @@ class Deployed:
         version: str | None = None,
         labels: Sequence[str | None] | None = None,
         captured: bool = True,
+        urls: Sequence[str] | None = None,
         precision: str = FLOAT32,
+        header: ImageHeader = PLAIN,
+        source: str | None = "test",
+        at: datetime | None = None,
     ) -> list[str]:
-        """Write rows as the service does, and labels as feedback does."""
-        start = datetime.now(UTC)
+        """Write rows as the service does, and labels as feedback does. `urls` are where the images were captured."""
+        start = at or datetime.now(UTC)
         rows = [
             Prediction(
-                id=new_id(),
+                id=new_id(int(at.timestamp() * 1000) if at is not None else None),
                 at=start + timedelta(milliseconds=index),
                 model_version=version or self.version,
                 precision=precision,
@@ -140,14 +147,14 @@ class Deployed:
                 probabilities=scores.probabilities[index],
                 embedding=scores.embedding[index],
                 properties=scores.properties[index],
-                width=8,
-                height=8,
-                format="PNG",
-                mode="L",
+                width=header.width,
+                height=header.height,
+                format=header.format,
+                mode=header.mode,
                 bytes=100,
                 image_digest=scores.digests[index],
-                image_url=f"file:///captures/{index}.png" if captured else None,
-                source="test",
+                image_url=(urls[index] if urls else f"file:///captures/{index}.png") if captured else None,
+                source=source,
                 latency_ms=1.0,
             )
             for index in range(len(scores))
@@ -179,16 +186,31 @@ Deploy = Callable[..., Deployed]
 
 @pytest.fixture
 def deploy(world: World, tmp_path: Path) -> Deploy:
-    """Puts the digits' model live in a ledger: `deploy(engine, settings)`."""
+    """Puts the digits' model live in a ledger: `deploy(engine, settings)`; `pictured`: with thumbnails."""
 
-    def put(engine: sa.Engine, settings: Settings, held_out: NDArray[np.bool_] | None = None) -> Deployed:
-        bundle = write_digits_bundle(tmp_path / "made", settings.name, world, held_out)
+    def put(
+        engine: sa.Engine,
+        settings: Settings,
+        held_out: NDArray[np.bool_] | None = None,
+        header: ImageHeader | None = None,
+        *,
+        pictured: bool = False,
+    ) -> Deployed:
+        bundle = write_digits_bundle(tmp_path / "made", settings.name, world, held_out, header, pictured=pictured)
         url = upload_bundle(bundle, Storage(settings.blobs_url))
         ledger.models.register(engine, bundle, url)
         ledger.deployments.deploy(engine, settings.name, bundle.manifest.version, reason="a test", actor="test")
         return Deployed(world, engine, settings, bundle.manifest.version)
 
     return put
+
+
+@pytest.fixture
+def sqlite(home: Path) -> Iterator[sa.Engine]:
+    """A ledger, where it makes no difference which database."""
+    engine = open_ledger(f"sqlite:///{home / 'ledger.sqlite'}")
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
@@ -202,8 +224,22 @@ def watched_settings(home: Path) -> Settings:
     )
 
 
-def write_digits_bundle(parent: Path, name: str, world: World, held_out: NDArray[np.bool_] | None = None) -> Bundle:
-    """A bundle as training writes it; the monitor never runs its graph, so the graph is a stand-in."""
+def pixels_of(images: Images) -> NDArray[np.uint8]:
+    """[N, 8, 8, 3]"""
+    return np.repeat(np.round(images * 255).astype(np.uint8)[..., None], 3, axis=3)
+
+
+def write_digits_bundle(
+    parent: Path,
+    name: str,
+    world: World,
+    held_out: NDArray[np.bool_] | None = None,
+    header: ImageHeader | None = None,
+    *,
+    pictured: bool = False,
+) -> Bundle:
+    """A bundle as training writes it; the monitor never runs its graph, so the graph is a stand-in. Without a `header`
+    it does not say how the reference images came in, as bundles did not at first."""
     scores = world.scores(world.reference_rows)
     kept = np.ones(len(scores), dtype=bool) if held_out is None else held_out
 
@@ -221,9 +257,14 @@ def write_digits_bundle(parent: Path, name: str, world: World, held_out: NDArray
                 "embedding": pa.array(list(scores.embedding), pa.list_(pa.float32())),
                 "properties": pa.array(list(scores.properties), pa.list_(pa.float32())),
                 "held_out": pa.array(kept),
+                **{key: [value] * len(scores) for key, value in (asdict(header) if header else {}).items()},
             }
         )
         pq.write_table(table, folder / "reference.parquet")
+        if pictured:
+            shown = [thumbnail(image) for image in pixels_of(world.images[world.reference_rows])]
+            table = pa.table({"image_digest": list(scores.digests), "image": shown})
+            pq.write_table(table, folder / "reference-images.parquet")
 
     manifest = Manifest(
         name=name,

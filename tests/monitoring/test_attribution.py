@@ -42,6 +42,12 @@ P, O, M, E, W, N, L = (  # noqa: E741
 CASES: list[tuple[str, dict[str, Any], str, list[str]]] = [
     ("nothing fires", {}, "ok", []),
     ("too few rows", {"rows": 199, **L}, "insufficient_data", ["insufficient_data"]),
+    (
+        "nothing that is sent can be read",
+        {"rows": 0, "distinct": 0, "faults": ("x",)},
+        "collection_fault",
+        ["collection_fault", "insufficient_data"],
+    ),
     ("no rows", {"rows": 0, "distinct": 0}, "insufficient_data", ["insufficient_data"]),
     ("the same few images again and again", {"distinct": 40}, "insufficient_data", ["insufficient_data"]),
     ("a stuck camera", {"distinct": 1, "faults": ("stuck",)}, "collection_fault", ["collection_fault"]),

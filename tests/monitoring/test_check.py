@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,10 @@ from monitoring.check import Check, run_check
 from monitoring.window import read_window, window_of
 from perennial import ledger
 from perennial.errors import InvalidBundle, NoLiveModel
-from perennial.ledger import EventKind, open_ledger
+from perennial.ledger import EventKind
 from perennial.ledger.labels import Feedback
 from perennial.settings import Settings
 from perennial.storage import Storage
-
-
-@pytest.fixture
-def sqlite(home: Path) -> Iterator[sa.Engine]:
-    engine = open_ledger(f"sqlite:///{home / 'ledger.sqlite'}")
-    yield engine
-    engine.dispose()
 
 
 def turned(images: Any) -> Any:
@@ -351,6 +342,34 @@ def test_estimates_are_held_against_the_labels_that_come_later(
     assert past.worst == pytest.approx(max(off))
 
 
+def test_a_check_withholds_and_labels_that_come_later_decide_whether_it_goes_on(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    rows = model.world.traffic
+    ids = model.record(model.world.scores(rows[:300], turned))
+    check = run_check(sqlite, watched_settings)
+    accuracy = check.accuracy
+    assert accuracy.estimated is accuracy.calibrated is None
+    assert accuracy.unproven is not None
+    assert "can be told from the reference" in str(accuracy.withheld)
+    assert "cannot be estimated" in check.retrain.why
+    assert check.document()["accuracy"]["withheld"] == accuracy.withheld
+
+    # It is right as often as was estimated: such windows are known now.
+    right = round(300 * accuracy.unproven.value)
+    guesses = model.world.scores(rows[:300], turned).predicted
+    given = [
+        Feedback(prediction, str(guess) if at < right else "none of these")
+        for at, (prediction, guess) in enumerate(zip(ids, guesses, strict=True))
+    ]
+    ledger.labels.add(sqlite, given)
+    model.record(model.world.scores(rows[300:600], turned))
+    after = run_check(sqlite, watched_settings).accuracy
+    assert after.estimated is not None
+    assert after.withheld is after.past_estimates is None
+
+
 def test_errors_that_rise_over_windows_are_told(sqlite: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
     model = deploy(sqlite, watched_settings)
     assert run_check(sqlite, watched_settings).accuracy.errors_rose is None
@@ -408,6 +427,9 @@ def test_the_document_has_what_the_contract_names(sqlite: sa.Engine, watched_set
     assert set(document["window"]) == {"rows", "start", "end", "precision", "first", "last"}
     assert {"properties", "output", "class_mix", "embedding", "labels"} <= set(document["families"])
     assert all({"score", "p_value", "alarm"} <= set(family) for family in document["families"].values())
+    assert document["collection"]["reference"] is None, "this bundle does not say how its images came in"
+    assert document["collection"]["formats"] == {"PNG": 1.0}
+    assert document["collection"]["failures"]["by_reason"] == {}
     assert {"labels", "estimated"} <= set(document["accuracy"])
     assert document["accuracy"]["labels"] is None
     assert {"value", "low", "high"} <= set(document["accuracy"]["estimated"])

@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.stats import ks_2samp
 
 from monitoring import detectors
-from monitoring.accuracy import counted, estimated
+from monitoring.accuracy import counted
 from monitoring.detectors import Family
 from monitoring.embedding import separate, separate_within
 from monitoring.lens import misfit
@@ -212,25 +212,6 @@ def test_a_lens_that_went_dark_within_the_window_is_still_one_lens(world: Any) -
     before = world.scores(world.traffic[:150]).properties
     after = world.scores(world.traffic[150:300], lambda images: images * 0.4).properties
     assert misfit(reference, np.concatenate([before, after])).one_lens
-
-
-def test_the_estimate_follows_the_true_accuracy_without_labels(world: Any) -> None:
-    reference = world.scores(world.reference_rows)
-    for change, least, most in ((None, 0.0, 0.04), (lambda images: images[:, :, ::-1], 0.0, 0.45)):
-        window = world.scores(world.traffic, change)
-        found, true = estimated(reference, replace(window, labels=(None,) * len(window))), window.answers.correct.mean()
-        assert found is not None
-        assert found.low <= found.value <= found.high
-        assert least <= abs(found.value - true) <= most
-    mirrored = estimated(reference, world.scores(world.traffic, lambda images: images[:, :, ::-1]))
-    assert mirrored is not None
-    assert mirrored.high < reference.answers.correct.mean()
-
-
-def test_an_estimate_needs_rows(world: Any) -> None:
-    scores = world.scores(world.reference_rows)
-    assert estimated(scores.take(np.arange(19)), scores) is None
-    assert estimated(scores, scores.take(np.arange(0))) is None
 
 
 def test_wilsons_interval_is_the_known_one() -> None:

@@ -147,7 +147,14 @@ def test_monitor_tells_people_the_verdict_and_what_to_do(
     deploy(opened, configured).send(count=300, change=lambda images: images * 0.6)
     done = perennial("monitor")
     assert done.returncode == 0, done.stderr
-    for words in ("sensor_shift", "darker (brightness", "properties", "estimated", "retrain: not due", "next: clean"):
+    for words in (
+        "sensor_shift",
+        "darker (brightness",
+        "properties",
+        "estimate withheld: 100% of the window",
+        "retrain: not due",
+        "next: clean",
+    ):
         assert words in done.stdout
 
 

@@ -6,6 +6,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from scipy.stats import wasserstein_distance
 
 from perennial.chance import ChanceEffects
 from perennial.effects import chance_effects, shares, standardised_distance
@@ -33,6 +34,10 @@ def test_the_distance_is_in_deviations_of_the_first_and_the_same_at_any_size(rng
     for count in (2_000, 20_000):
         left = rng.normal(3, 7, count)
         assert standardised_distance(left, left + 3.5) == pytest.approx(0.5, rel=0.03)
+        right, weights = np.round(rng.normal(4, 5, count // 3), 1), rng.uniform(0, 2, count)
+        for given in (None, weights):
+            expected = wasserstein_distance(left, right, u_weights=given) / left.std()
+            assert standardised_distance(left, right, given) == pytest.approx(expected, rel=1e-9)
     flat = np.full(50, 2.0)
     assert standardised_distance(flat, flat + 0.001) < 0.2  # a rounding error is no shift
 

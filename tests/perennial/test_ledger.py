@@ -34,12 +34,14 @@ from perennial.ledger import (
     models,
     open_ledger,
     predictions,
+    rejected_images,
     schema,
 )
 from perennial.ledger.connect import writing
 from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
+from perennial.ledger.rejected_images import RejectedImages
 
 START = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
 
@@ -142,6 +144,38 @@ def test_many_writers_at_once_lose_nothing(engine: sa.Engine) -> None:
         thread.join()
     assert faults == []
     assert predictions.count(engine, "v1") == 400
+
+
+def test_predictions_are_counted_from_a_moment_on(engine: sa.Engine) -> None:
+    predictions.record(engine, [prediction(number) for number in range(10)] + [prediction(5, "v2")])
+    assert predictions.count_since(engine, "v1", START + timedelta(milliseconds=4)) == 6
+    assert predictions.count_since(engine, "v1", START - timedelta(days=1)) == 10
+    assert predictions.count_since(engine, "v1", START + timedelta(days=1)) == 0
+
+
+def test_rejected_images_add_up_by_minute_version_and_reason(engine: sa.Engine) -> None:
+    noon, later = START.replace(second=0, microsecond=0), START.replace(minute=5, second=0, microsecond=0)
+
+    def reject(images: int, at: datetime = noon, version: str = "v1", reason: str = "empty-image") -> RejectedImages:
+        return RejectedImages(version, at, reason, images)
+
+    rejected_images.add(engine, [])
+    rejected_images.add(engine, [reject(3), reject(2, later), reject(1, version="v2"), reject(7, reason="cut")])
+    rejected_images.add(engine, [reject(4), reject(1, later, reason="cut")])
+    assert rejected_images.count_since(engine, "v1", None) == {"empty-image": 9, "cut": 8}
+    assert rejected_images.count_since(engine, "v1", noon + timedelta(seconds=1)) == {"empty-image": 2, "cut": 1}
+    assert rejected_images.count_since(engine, "v2", noon) == {"empty-image": 1}
+    assert rejected_images.count_since(engine, "v3", None) == {}
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(schema.rejected_images)).scalar() == 5
+
+
+def test_many_processes_may_count_in_the_same_minute(engine: sa.Engine) -> None:
+    rows = [RejectedImages("v1", START + timedelta(minutes=number), "cut", 1) for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        some = [pool.submit(rejected_images.add, engine, rows[:: 1 if number % 2 else -1]) for number in range(16)]
+        assert [each.exception() for each in some] == [None] * 16
+    assert rejected_images.count_since(engine, "v1", None) == {"cut": 16 * 20}
 
 
 def test_the_live_model_is_the_last_deployment(engine: sa.Engine, made_bundle: Callable[[str], Bundle]) -> None:

@@ -19,11 +19,12 @@ import sqlalchemy as sa
 from perennial import retention
 from perennial.bundle import Bundle, upload_bundle
 from perennial.errors import LeaseHeld, StorageUnavailable
-from perennial.ledger import deployments, labels, leases, models, open_ledger, predictions
+from perennial.ledger import deployments, labels, leases, models, open_ledger, predictions, rejected_images
 from perennial.ledger import retention as ledger_retention
 from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
+from perennial.ledger.rejected_images import RejectedImages
 from perennial.retention import Pruned
 from perennial.settings import RetentionSettings
 from perennial.storage import Storage, capture_key, sha256
@@ -99,6 +100,19 @@ def test_old_predictions_go_and_labelled_ones_stay_longer(place: Place) -> None:
     assert place.prune(rows_days=30, labelled_days=365).nothing
     # What people said is kept even where the prediction is gone.
     assert set(labels.order(place.engine, [labelled, very_old])) == {labelled, very_old}
+
+
+def test_old_counts_of_rejected_images_go_as_predictions_do(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for days in range(10):
+        at = NOW - timedelta(days=days)
+        rejected_images.add(place.engine, [RejectedImages("v", at, reason, 1 + days) for reason in ("a", "b")])
+    assert place.prune().nothing
+    assert place.prune(rows_days=5.5, dry_run=True).rejections.count == 8
+    monkeypatch.setattr(ledger_retention, "MOST_ROWS", 3)  # two minutes at a time
+    done = place.prune(rows_days=5.5)
+    assert (done.rejections.count, done.rows.count, done.nothing) == (8, 0, False)
+    assert rejected_images.count_since(place.engine, "v", None) == {"a": 21, "b": 21}
+    assert place.prune(rows_days=5.5).nothing
 
 
 def test_past_the_most_rows_the_oldest_unlabelled_go(place: Place) -> None:
@@ -356,15 +370,19 @@ def _row(at: datetime, vector: Any) -> Prediction:
     )  # fmt: skip
 
 
-def test_a_ledger_of_the_schema_before_is_migrated_with_its_rows(place: Place, ledger_url: str) -> None:
+@pytest.mark.parametrize("before", ["0001", "0002"])
+def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, ledger_url: str, before: str) -> None:
     row = place.row(3, b"image")
     with place.engine.begin() as connection:
-        connection.execute(sa.text("DROP INDEX ix_predictions_image_digest"))
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+        connection.execute(sa.text("DROP TABLE rejected_images"))
+        if before == "0001":
+            connection.execute(sa.text("DROP INDEX ix_predictions_image_digest"))
+        connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{before}'"))
     place.engine.dispose()
     opened = open_ledger(ledger_url)
     indexes = {index["name"] for index in sa.inspect(opened).get_indexes("predictions")}
     assert "ix_predictions_image_digest" in indexes
+    assert rejected_images.count_since(opened, "retired", None) == {}
     assert set(predictions.known(opened, [row])) == {row}
     opened.dispose()
 

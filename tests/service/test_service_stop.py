@@ -10,12 +10,12 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from perennial.ledger import predictions
+from perennial.ledger import predictions, rejected_images
 from tests.service.conftest import World, picture, serving, wait
 
 
 def test_a_stopping_server_answers_what_it_accepted_and_empties_its_journal(world: World) -> None:
-    world.publish_live()
+    version = world.publish_live()
     image = picture("red", size=(1600, 1200), seed=1, form="PNG")
     answered: list[str] = []
     broken: list[str] = []
@@ -42,10 +42,12 @@ def test_a_stopping_server_answers_what_it_accepted_and_empties_its_journal(worl
                 clients.submit(send)
             try:
                 assert wait(lambda: len(answered) > 30)
+                assert server.post("/v1/predict", image[:-500]).status_code == 400
                 server.process.terminate()
                 server.process.wait(25)
             finally:
                 stop.set()
+    assert rejected_images.count_since(world.engine, version, None) == {"truncated-image": 1}
     # A connection that the server closes while a client is about to use it again is the client's to repeat. What was
     # worked on was answered: there is no row that nobody was told of.
     assert len(broken) <= 8, broken

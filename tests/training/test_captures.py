@@ -17,7 +17,7 @@ from PIL import Image
 
 from perennial.bundle import Bundle, Dataset, Manifest, Pretrained, write_bundle
 from perennial.errors import InvalidDataset
-from perennial.images import ImageLimits, InputRule
+from perennial.images import ImageHeader, ImageLimits, InputRule
 from perennial.ledger import EventKind, events, labels, models, predictions
 from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
@@ -129,6 +129,7 @@ def test_fresh_are_the_live_versions_captures_since_the_window_began(
     assert digests(found.fresh) == of(3, 4)
     assert digests(found.older) == of(1, 2)
     assert not found.skipped
+    assert {capture.header for capture in found.fresh} == {ImageHeader("PNG", "RGB", 8, 8)}, "as they were sent"
 
 
 def test_without_a_window_the_newest_labelled_ones_are_fresh(engine: sa.Engine, seen: Callable[..., str]) -> None:
@@ -254,13 +255,14 @@ def test_fresh_rows_together_weigh_as_much_as_all_others_but_each_at_most_so_muc
 
 
 def test_enough_fresh_rows_become_the_reference_and_few_only_join_it() -> None:
-    images = original()
+    images, sent = original(), ImageHeader("JPEG", "L", 640, 480)
     for count, expected in ((99, {"original", "capture"}), (100, {"capture"})):
         material = together(
             images,
-            fresh_only(*(capture(n, CLASSES[n % 2]) for n in range(count))),
+            fresh_only(*(replace(capture(n, CLASSES[n % 2]), header=sent) for n in range(count))),
         )
         assert {row.origin for row in material.images.rows if row.reference} == expected
+        assert {row.header for row in material.images.rows if row.origin == "capture"} == {sent}
         assert all(row.reference for row in material.images.rows if row.origin == "capture")
 
 
