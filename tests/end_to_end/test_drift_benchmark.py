@@ -181,13 +181,14 @@ def test_the_cost_of_a_check_is_measured_from_the_shell_in_a_ledger_like_a_real_
     monkeypatch.setattr(cost, "_IMAGES", 120)
     monkeypatch.setattr(cost, "_BLOCK", 600)
     monkeypatch.setattr(cost, "_CHECKS", 3)
+    monkeypatch.setenv("PERENNIAL_MONITOR__MIN_ROWS", "601")  # nothing is drawn: a few checks in a second each
     told: list[str] = []
     (found,) = cost.measure(
         tmp_path, runs=1, say=told.append, windows=[600], ledgers=[1800], databases=["sqlite"]
     )  # fmt: skip
     assert (found.database, found.ledger_rows, found.window, found.runs) == ("sqlite", 1800, 600, 1)
-    assert found.verdict != "insufficient_data"
+    assert found.verdict == "insufficient_data"
     assert found.seconds > 0.5
     assert 0.5 < found.processor_seconds < 600
-    assert 100 < found.mebibytes < 1000
+    assert 50 < found.mebibytes < 1000
     assert len(told) == 2
