@@ -11,30 +11,6 @@ from commands import console
 #: Exit code of `--exit-code` when a retrain is called for.
 RETRAIN_DUE: Final = 10
 
-_SENTENCES: Final = {
-    "ok": "What comes in is what the model knows.",
-    "insufficient_data": "Too little came in to say anything.",
-    "collection_fault": "The images do not come in as they should.",
-    "sensor_shift": "The camera or the light changed.",
-    "prior_shift": "The classes come in other shares than they used to.",
-    "data_drift": "What comes in is not what the model knows.",
-    "concept_drift": "The images are as they were, but the right answers changed.",
-}
-_STATES: Final = {
-    "healthy": "No window alarmed lately.",
-    "suspected": "A window alarmed; others have to agree before drift is opened.",
-    "drifting": "Drift is open until enough windows in a row are clean.",
-}
-_NEXT: Final = {
-    "ok": "nothing",
-    "insufficient_data": "wait for more traffic, or lower monitor.min_rows",
-    "collection_fault": "look at the camera and at the client that sends; retraining would not help",
-    "sensor_shift": "clean, refocus or relight the camera; retrain only if accuracy was lost",
-    "prior_shift": "ask whether the new mix is real; label some images to see whether accuracy holds",
-    "data_drift": "look at the newest images; label some of them so that a retrain can learn them",
-    "concept_drift": "check the labels with those who gave them; if they are right, retrain",
-}
-
 
 def monitor(
     name: console.Name = None,
@@ -45,7 +21,7 @@ def monitor(
 ) -> None:
     """Compare the latest predictions of the live model with its reference: is the traffic still what it knows?
 
-    Writes a check, an Evidently report and, on a change of state, events. It never retrains by itself.
+    Writes a check, a report to look at in a browser and, on a change of state, events. It never retrains by itself.
     """
     from monitoring.check import run_check
     from perennial.ledger import open_ledger
@@ -64,9 +40,11 @@ def _show(document: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from monitoring import wording
+
     verdict = document["verdict"]
     colour = {"ok": "green", "insufficient_data": "yellow"}.get(verdict, "red")
-    console.out.print(f"[bold {colour}]{verdict}[/]  {_SENTENCES[verdict]}")
+    console.out.print(f"[bold {colour}]{verdict}[/]  {wording.VERDICTS[verdict]}")
     for cause in document["causes"]:
         console.out.print(f"  {cause['cause']}: {escape(cause['why'])}")
     for note in document["collection"]["notes"]:
@@ -74,7 +52,10 @@ def _show(document: dict[str, Any]) -> None:
     window = document["window"]
     span = f", {window['start'][:19]} to {window['end'][:19]} UTC" if window["rows"] else ""
     console.out.print(f"model {document['model_version']}, {window['rows']} predictions{span}", style="dim")
-    console.out.print(f"state: {document['state']}  {_STATES[document['state']]}")
+    compared = document["compared_with"]
+    if compared is not None:
+        console.out.print(f"compared with {wording.compared_with(compared)}", style="dim")
+    console.out.print(f"state: {document['state']}  {wording.STATES[document['state']]}")
     if document["families"]:
         table = Table("family", "effect", "floor", "p", "", "largest", box=None)
         for family, found in document["families"].items():
@@ -114,20 +95,13 @@ def _show(document: dict[str, Any]) -> None:
         )
     retrain = document["retrain"]
     console.out.print(f"retrain: {'due' if retrain['due'] else 'not due'}; {escape(retrain['why'])}")
-    console.out.print(f"next: {'perennial retrain --if-due' if retrain['due'] else _NEXT[verdict]}")
+    console.out.print(f"next: {wording.next_step(verdict, retrain_due=retrain['due'])}")
     if document["false_alarms"]:
-        console.out.print(_false_alarms(document["false_alarms"]), style="dim")
+        console.out.print(f"false alarms: {wording.false_alarms(document['false_alarms'])}", style="dim")
     if document["report_url"]:
-        console.out.print(f"report: {escape(document['report_url'])}")
-
-
-def _false_alarms(found: dict[str, float]) -> str:
-    hours = found["seconds"] / 3600
-    pace = f", {f'{hours / 24:,.0f} days' if hours >= 48 else f'{hours:,.1f} hours'} at this pace" if hours > 0 else ""
-    return (
-        f"false alarms: on traffic that never changes a window alarms with at most {found['rate']:.2%}, and drift is "
-        f"opened once in {found['windows']:,.0f} windows or more{pace}"
-    )
+        count = len(document["examples"])
+        shows = f"  ({count} image{'s' if count > 1 else ''} to look at)" if count else ""
+        console.out.print(f"report: {escape(document['report_url'])}{shows}")
 
 
 def _estimate(found: dict[str, Any] | None, source: str) -> str:

@@ -15,7 +15,7 @@ _ROWS: Final = (
     ("images, by age", ("images", "aged"), "last used longer ago than retention.images_days"),
     ("images, by size", ("images", "over_size"), "the longest unused, to come down to retention.images_bytes"),
     ("images, unnamed", ("images", "unnamed"), "named by no prediction that is left"),
-    ("leftovers", ("leftovers",), "files that a crash left half written"),
+    ("leftovers", ("leftovers",), "files that a crash left behind"),
     ("images kept", ("images", "kept"), ""),
 )
 

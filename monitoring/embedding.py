@@ -129,22 +129,41 @@ def separate_within_grown(
     return separate_within(reference[before], reference_class[before], window[now], window_class[now], seed=seed)
 
 
-def unlikeness(reference: NDArray[Any], window: NDArray[Any], *, seed: int = 0) -> Array:
-    """How unlike the reference each row of the window is, to the same classifier: [M] in 0..1, the share of the
-    reference's rows [N, E] that look less like a window's. About even where the two cannot be told apart.
+def domain_scores(reference: NDArray[Any], window: NDArray[Any], *, seed: int = 0) -> tuple[Array, Array] | None:
+    """How much like a window's each row looks to the same classifier, judged by one that was not trained on it: of the
+    reference's rows [N, E] that are all numbers, and of the window's [M, E], NaN where a value is not a number. The
+    numbers have an order and no unit.
 
-    A row is judged by a classifier that was not trained on it. Rows with a value that is not a number must be gone;
-    where there are too few of either side, or nothing varies, all are .5.
+    Returns None where there are too few of either side, or nothing varies.
     """
-    x = np.concatenate([reference, window]).astype(np.float64)
+    whole, known = (np.isfinite(rows).all(axis=1) for rows in (window, reference))
+    count = int(known.sum())
+    if min(count, int(whole.sum())) < MIN_ROWS:
+        return None
+    x = np.concatenate([reference[known], window[whole]]).astype(np.float64)
     features = _features(x)
-    if min(len(reference), len(window)) < MIN_ROWS or features.shape[1] == 0:
-        return np.full(len(window), 0.5)
-    labels = np.repeat([0.0, 1.0], [len(reference), len(window)])[:, None]
+    if features.shape[1] == 0:
+        return None
+    labels = np.repeat([0.0, 1.0], [count, len(x) - count])[:, None]
     fold = np.random.default_rng(seed).permutation(len(x)) % _FOLDS
-    scores = _out_of_fold_scores(features, labels, [np.arange(len(x))], fold)[:, 0]
-    known, asked = np.sort(scores[: len(reference)]), scores[len(reference) :]
-    return np.asarray(np.searchsorted(known, asked, side="right") / len(known))
+    scores = _out_of_fold_scores(features, labels, [np.arange(len(x))], fold)[:, 0].astype(np.float64)
+    asked = np.full(len(window), np.nan)
+    asked[whole] = scores[count:]
+    return scores[:count], asked
+
+
+def unlikeness(reference: NDArray[Any], window: NDArray[Any], *, seed: int = 0) -> Array:
+    """How unlike the reference each row of the window is: [M] in 0..1, the share of the reference's rows [N, E] that
+    look less like a window's (`domain_scores`). About even where the two cannot be told apart; .5 where nothing is
+    known of a row."""
+    found = domain_scores(reference, window, seed=seed)
+    return np.full(len(window), 0.5) if found is None else share_below(*found)
+
+
+def share_below(known: Array, asked: Array) -> Array:
+    """Of each of `asked` [M], the share of `known` [N] that is not above it; .5 of what is not a number."""
+    share = np.searchsorted(np.sort(known), asked, side="right") / len(known)
+    return np.where(np.isnan(asked), 0.5, share)
 
 
 def chance_auc(reference_rows: int, window_rows: int) -> float:

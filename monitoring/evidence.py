@@ -34,11 +34,22 @@ class Gathered:
 
 
 def gather(
-    reference: Reference, window: Window, settings: MonitorSettings, failures: Failures = NONE_FAILED
+    trained: Reference,
+    window: Window,
+    settings: MonitorSettings,
+    failures: Failures = NONE_FAILED,
+    *,
+    usual: Reference | None = None,
 ) -> Gathered:
-    """Run every family of tests that the window has rows for."""
+    """Run every family of tests that the window has rows for.
+
+    Args:
+        trained: the bundle's reference. Labels are compared with it, and how images came in.
+        usual: what all else is compared with, if not with the same.
+    """
+    reference = usual or trained
     if window.rows < settings.min_rows or len(window.scores) < MIN_ROWS:
-        facts = examine(reference, window, failures, settings)
+        facts = examine(trained, window, failures, settings)
         evidence = Evidence(
             rows=window.rows, distinct=len(window.scores), min_rows=settings.min_rows, faults=facts.faults
         )
@@ -57,7 +68,7 @@ def gather(
     )
     found = misfit(reference.scores.properties, scores.properties) if properties.alarm else None
     other_images = found is not None and not found.one_lens
-    facts = examine(reference, window, failures, settings, other_images=other_images)
+    facts = examine(trained, window, failures, settings, other_images=other_images)
     return Gathered(
         Evidence(
             rows=window.rows,
@@ -79,7 +90,7 @@ def gather(
                 measured.within, measured.within_grown, alpha=alpha, floor=within_floor
             ),
             labels=detectors.labels(
-                unseen.answers,
+                trained.unseen.answers,
                 window.answers,
                 reference.classes,
                 alpha=alpha,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +9,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from monitoring.diversity import apart
 from monitoring.live import live_model
 from monitoring.two_sample import unlike_reference
 from monitoring.window import Reference, Window, read_reference, read_window
@@ -57,7 +57,7 @@ def most_informative(reference: Reference, window: Window, count: int, *, seed: 
     """At most `count` images of the window that are captured and have no label, the most informative first.
 
     An image is worth the mean of its drift, where that is clear, and its doubt; less, the nearer it lies to one that is
-    asked for already (greedy, as in core-set selection: Sener and Savarese, ICLR 2018).
+    asked for already (`monitoring.diversity`).
     """
     scores = window.scores
     if not len(scores):
@@ -73,7 +73,7 @@ def most_informative(reference: Reference, window: Window, count: int, *, seed: 
         return []
     doubt = _doubt(scores.probabilities[asked].astype(np.float64))
     worth = (drift[asked] ** _CLEARLY + doubt) / 2
-    chosen = _apart(worth, scores.embedding[asked].astype(np.float64), count)
+    chosen = apart(worth, scores.embedding[asked].astype(np.float64), count)
     found = []
     for place in chosen:
         at = asked[place]
@@ -94,17 +94,3 @@ def _doubt(probabilities: Array) -> Array:
         return np.zeros(len(probabilities))
     two = np.sort(probabilities, axis=1)[:, -2:]
     return np.asarray(np.clip(1.0 - (two[:, 1] - two[:, 0]), 0.0, 1.0))
-
-
-def _apart(worth: Array, points: Array, count: int) -> Sequence[int]:
-    """Places in order: each time the most worthy one, less so the nearer it is to those taken."""
-    spread = float(np.median(np.linalg.norm(points - points.mean(axis=0), axis=1))) or 1.0
-    nearness = np.full(len(points), np.inf)
-    left, taken = np.ones(len(points), dtype=bool), []
-    for _ in range(min(count, len(points))):
-        value = np.where(left, worth * np.minimum(1.0, nearness / spread), -1.0)
-        best = int(value.argmax())
-        taken.append(best)
-        left[best] = False
-        nearness = np.minimum(nearness, np.linalg.norm(points - points[best], axis=1))
-    return taken

@@ -61,7 +61,9 @@ def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
             "(retrain.min_labels)",
         )
     waited = situation.seconds_since_retrain
-    if waited is not None and waited < settings.cooldown:
+    # Two clocks may differ a little; a retrain that lies further ahead was dated by one that was wrong since.
+    if waited is not None and -settings.cooldown < waited < settings.cooldown:
+        waited = max(0.0, waited)
         return RetrainDecision(
             False,
             f"{change}, but the last retrain was {waited:.0f} s ago: wait {settings.cooldown - waited:.0f} s more",

@@ -23,7 +23,7 @@ from monitoring.two_sample import Measured, output_columns, property_columns
 from monitoring.window import Reference, Scores
 
 with quietly():
-    from evidently import DataDefinition, Dataset, MulticlassClassification, Report
+    from evidently import BinaryClassification, DataDefinition, Dataset, MulticlassClassification, Report
     from evidently.core.report import Snapshot
     from evidently.legacy.calculations.stattests import StatTest, register_stattest
     from evidently.legacy.core import ColumnType
@@ -73,21 +73,29 @@ def render(
     metrics += [ValueDrift(column=PREDICTED, method=TWO_SAMPLE_CHI_SQUARE.name, threshold=alpha)]
     metrics += [DomainClassifier(found=_found(measured))]
     answered = [frame.loc[frame[_TARGET].notna(), [_TARGET, _PREDICTION]] for frame in frames]
-    if len(answered[0]) and len(answered[1]) >= least_labels:
+    names = [set(answers.to_numpy().ravel()) for answers in answered]
+    # A side with two labels is a binary task to Evidently, of which one has to be the positive one.
+    pairs = [each for each in names if len(each) == 2]
+    positive = min(set.intersection(*pairs), default=None) if pairs else None
+    columns = {"target": _TARGET, "prediction_labels": _PREDICTION}
+    if len(answered[0]) and len(answered[1]) >= least_labels and (positive is not None or not pairs):
         metrics += [Accuracy()]
-        names = [set(answers.to_numpy().ravel()) for answers in answered]
         if names[1] <= names[0]:  # of a class that only the window has, Evidently draws no recall but raises KeyError
             metrics += [RecallByLabel()]
     definition = DataDefinition(
         numerical_columns=numeric,
         categorical_columns=[PREDICTED, _TARGET, _PREDICTION],
-        classification=[MulticlassClassification(target=_TARGET, prediction_labels=_PREDICTION)],
+        classification=[
+            BinaryClassification(**columns, pos_label=positive) if pairs else MulticlassClassification(**columns)
+        ],
     )
     before, now = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     with warnings.catch_warnings():
         # Evidently computes precision for classes nobody predicted, and asks SciPy for exact p-values with ties.
         warnings.filterwarnings("ignore", category=UndefinedMetricWarning)
         warnings.filterwarnings("ignore", message="ks_2samp: Exact calculation unsuccessful", category=RuntimeWarning)
+        # Where one label is all there is, its confusion matrix is 1 x 1, as it should be.
+        warnings.filterwarnings("ignore", message="A single label was found", category=UserWarning)
         return Report(metrics).run(now, before, timestamp=at, name=name, metadata=dict(metadata), tags=list(tags))
 
 

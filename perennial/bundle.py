@@ -6,7 +6,9 @@ graph-int8.xml .bin  the same quantised, where int8 is certified
 weights.safetensors  the trained weights
 reference.parquet    held-out rows scored by that graph in float32: what healthy looks like
 reference-P.parquet  the same rows in each other certified precision P
-report.html          the same for people
+reference-images.parquet  what some of these rows' images look like: image_digest, image (a JPEG of at most 96 x 96)
+dataset.parquet      every image it was made of: location, digest, label, split
+report.html          how it was made and how good it is, for people; shows some of these images too
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ GRAPH_INT8: Final = "graph-int8.xml"
 GRAPH_INT8_WEIGHTS: Final = "graph-int8.bin"
 WEIGHTS: Final = "weights.safetensors"
 REFERENCE: Final = "reference.parquet"
+REFERENCE_IMAGES: Final = "reference-images.parquet"
 DATASET: Final = "dataset.parquet"
 REPORT: Final = "report.html"
 
@@ -255,6 +258,11 @@ class Bundle:
     @property
     def reference(self) -> Path:
         return self.path / REFERENCE
+
+    @property
+    def reference_images(self) -> Path | None:
+        """Thumbnails of reference images; None in bundles made before there were any, or without images."""
+        return self.path / REFERENCE_IMAGES if REFERENCE_IMAGES in self.manifest.files else None
 
     @property
     def report(self) -> Path:

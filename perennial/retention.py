@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from perennial.ledger import leases, retention
 from perennial.ledger.retention import Expired
+from perennial.leftovers import find_leftovers
 from perennial.progress import Progress, Step, silent
 from perennial.settings import RetentionSettings
 from perennial.storage import Blob, Storage
@@ -56,7 +57,7 @@ class Pruned:
 
     `rows`: predictions. `rejections`: counts of images that could not be read, one for each minute and reason.
     `aged`, `over_size`, `unnamed`: images that were too old, too many, or named by no row. `leftovers`: files that
-    crashes left half written. `kept`: the images that are left.
+    crashes left half written, and reports that no check names. `kept`: the images that are left.
     """
 
     dry_run: bool
@@ -305,11 +306,10 @@ def _remove(run: _Run, images: Sequence[_Image], tally: Tally) -> set[str]:
 
 
 def _remove_leftovers(run: _Run) -> None:
-    for folder in ("captures", "reports"):
-        found = run.storage.leftovers(folder, run.now - _SETTLED)
-        if not run.result.dry_run:
-            run.storage.delete_all([blob.key for blob in found])
-        run.result.leftovers.add(len(found), sum(blob.bytes for blob in found))
+    found = find_leftovers(run.engine, run.storage, run.now - _SETTLED)
+    if not run.result.dry_run:
+        run.storage.delete_all([blob.key for blob in found])
+    run.result.leftovers.add(len(found), sum(blob.bytes for blob in found))
 
 
 @contextmanager

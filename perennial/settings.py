@@ -294,6 +294,14 @@ class MonitorSettings(Section):
     close_after: int = Field(
         3, ge=1, le=20, description="So many windows in a row have to be clean before an open drift is closed."
     )
+    same_hours: int = Field(
+        0,
+        ge=0,
+        le=52,
+        description="Compare a window with the same hours of the week, in so many weeks before, once these hold "
+        "`min_rows` different images; 0 compares with the reference of the training always. For traffic that changes "
+        "with the hour.",
+    )
     keep_reports: int = Field(
         100,
         ge=1,

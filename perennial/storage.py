@@ -73,9 +73,11 @@ class Storage:
             raise StorageUnavailable(f"{self.url_of(key)} cannot be written: {error}") from error
         return self.url_of(key)
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int | None = None) -> bytes:
+        """A blob's bytes; of one that is longer than `most`, the first `most` + 1."""
+        end = {} if most is None else {"start": 0, "end": most + 1}
         try:
-            return bytes(self._files.cat_file(self._path(key)))
+            return bytes(self._files.cat_file(self._path(key), **end))
         except Exception as error:
             raise StorageUnavailable(f"{self.url_of(key)} cannot be read: {error}") from error
 

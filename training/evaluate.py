@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from perennial.bundle import ClassMetrics, Estimate
 from perennial.errors import TruncatedImage
 from perennial.graph import Graph, GraphOutput
-from perennial.images import ImageLimits, InputRule
+from perennial.images import ImageLimits, InputRule, Pixels
 from perennial.progress import IMAGES, Progress, Step, silent
 from training.datasets import DEFAULT_LIMITS, Row
 from training.features import BATCH, decode, in_batches
@@ -41,8 +41,10 @@ def score_each(
     rule: InputRule,
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Progress = silent,
+    look: Callable[[Sequence[Row], Pixels], None] | None = None,
 ) -> dict[str, GraphOutput]:
-    """Decode the rows' images once and run every graph on them, in row order.
+    """Decode the rows' images once and run every graph on them, in row order. `look` is shown each batch's rows and
+    pixels [N, H, W, 3], on several threads at a time.
 
     Raises:
         TruncatedImage: an image cannot be decoded; the message names it.
@@ -54,6 +56,8 @@ def score_each(
         if broken:
             row = next(row for row in batch if row.digest in broken)
             raise TruncatedImage(f"{row.location}: {broken[row.digest]}")
+        if look is not None:
+            look(batch, pixels)
         return {name: graph.run(pixels) for name, graph in graphs.items()}
 
     parts: dict[str, list[GraphOutput]] = {name: [] for name in graphs}

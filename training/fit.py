@@ -25,6 +25,7 @@ from perennial.bundle import (
     GRAPH,
     GRAPH_INT8,
     GRAPH_INT8_WEIGHTS,
+    REFERENCE_IMAGES,
     REPORT,
     WEIGHTS,
     Bundle,
@@ -49,6 +50,7 @@ from training.export import ServedModel, export_graph, fit_whitening, save_weigh
 from training.features import Embedded
 from training.label_errors import LabelError, likely_label_errors
 from training.reference import dataset_table, reference_chance, reference_table
+from training.reference_images import ReferenceImages
 from training.report import render
 from training.run_log import Log, unlogged
 from training.rungs import LINEAR_PROBE, MAJORITY, NAMES, SIMPLE
@@ -191,7 +193,8 @@ def fit(
                 limits=limits,
                 progress=progress,
             )
-            outputs = evaluate.score_each(graphs, scored, backbone.rule, limits, progress)
+            pictures = ReferenceImages(scored)
+            outputs = evaluate.score_each(graphs, scored, backbone.rule, limits, progress, pictures.look)
             certificates = certify.certificates(
                 outputs,
                 certify.measure_speeds(graphs),
@@ -210,6 +213,7 @@ def fit(
                 for precision in manifest.precisions:
                     table = reference_table(scored, images.classes, outputs[precision], learnt=chosen.learnt)
                     parquet.write_table(table, folder / reference_name(precision))
+                parquet.write_table(pictures.table(), folder / REFERENCE_IMAGES)
                 parquet.write_table(dataset_table(images.rows), folder / DATASET)
                 report = render(manifest, images, scored, outputs[FLOAT32], suspects, limits)
                 (folder / REPORT).write_text(report, "utf-8")

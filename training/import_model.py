@@ -27,6 +27,7 @@ from torch import nn
 from perennial.bundle import (
     DATASET,
     GRAPH,
+    REFERENCE_IMAGES,
     WEIGHTS,
     Bundle,
     Certificate,
@@ -52,6 +53,7 @@ from training.datasets import Row
 from training.export import EMBEDDING, ServedModel, export_graph, fixed_projection, save_weights
 from training.publish import publish
 from training.reference import dataset_table, reference_chance, reference_table
+from training.reference_images import ReferenceImages
 
 STRATEGY: Final = "imported"
 MOST_REFERENCE: Final = 2000
@@ -199,7 +201,8 @@ def _bundle(
         export_graph(model, _proof(rows, backbone, limits), graph_path)
         progress(Step("exporting the graph", 1, 1))
         threads = settings.train.threads or os.cpu_count() or 1
-        outputs, certificates = _score(graph_path, rows, classes, backbone, limits, threads, progress)
+        pictures = ReferenceImages(rows)
+        outputs, certificates = _score(graph_path, rows, classes, backbone, limits, threads, progress, pictures)
         manifest = _manifest(backbone, classes, rows, outputs, certificates, settings, source, data)
 
         def fill(folder: Path) -> None:
@@ -209,6 +212,8 @@ def _bundle(
                 parquet.write_table(
                     reference_table(rows, classes, outputs[precision]), folder / reference_name(precision)
                 )
+            if rows:
+                parquet.write_table(pictures.table(), folder / REFERENCE_IMAGES)
             parquet.write_table(dataset_table(()), folder / DATASET)
 
         return write_bundle(bundles, manifest, fill)
@@ -229,6 +234,7 @@ def _score(
     limits: ImageLimits,
     threads: int,
     progress: Progress,
+    pictures: ReferenceImages,
 ) -> tuple[dict[str, GraphOutput], dict[str, Certificate]]:
     """What each precision's graph says about the rows, and a certificate for each. Without rows there is nothing to
     judge another precision by: float32 alone, which is what the weights were made in."""
@@ -238,7 +244,7 @@ def _score(
     graphs = certify.graphs(
         path.parent, path, rows, backbone.rule, int8=False, threads=threads, limits=limits, progress=progress
     )
-    outputs = evaluate.score_each(graphs, rows, backbone.rule, limits, progress)
+    outputs = evaluate.score_each(graphs, rows, backbone.rule, limits, progress, pictures.look)
     true = [classes.index(row.label) if row.label else 0 for row in rows]
     labelled = [bool(row.label) for row in rows]
     return outputs, certify.certificates(outputs, certify.measure_speeds(graphs), true, labelled)

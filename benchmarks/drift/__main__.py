@@ -4,8 +4,8 @@
                1,000 rows, against as many reference rows and against all others; with a column of no shift at all.
   false_alarms windows of 200 to 5,000 rows in which nothing changed, labels and all, beside the rate that is stated.
   attribution  windows in which one thing is known to have changed, and the verdict that is given.
-  accuracy     windows whose accuracy is known, and what is estimated without labels: by method and severity.
   delay        windows until an alarm, by how many images change in the end and how fast they come to it.
+  accuracy     windows whose accuracy is known, and what is estimated without labels: by method and severity.
 
   python -m benchmarks.drift --worlds digits
   python -m benchmarks.drift --only attribution --seeds 20
@@ -26,13 +26,13 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.drift import accuracy, attribution, delay, detection, false_alarms
+from benchmarks.drift import accuracy, accuracy_plot, attribution, delay, detection, false_alarms, plot
 from benchmarks.drift.methods import METHODS
 from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY, STRENGTHS, Change
 from benchmarks.drift.worlds import World, build, digits_on_disk, photos_on_disk
 from benchmarks.transfer import RESULTS, hardware
 
-PARTS: Final = ("detection", "false_alarms", "attribution", "accuracy", "delay")
+PARTS: Final = ("detection", "false_alarms", "attribution", "delay", "accuracy")
 WORLDS: Final = ("digits", "photos")
 _ESTIMATES: Final = 3  # windows of each change, strength and share
 _DELAYS: Final = 5  # streams of each kind, of up to thirty windows each
@@ -48,35 +48,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
 
         found: dict[str, list[Any]] = {part: [] for part in PARTS}
+
+        def add(part: str, rows: Sequence[Any]) -> None:
+            """What was measured is on disk before the next part begins."""
+            found[part] += rows
+            if rows and chosen.write:
+                _write(found[part], chosen.out / f"drift-{part.replace('_', '-')}-{hardware()}.csv")
+
         for name in chosen.worlds:
             world = _world(name, chosen.test_data, folder, STRENGTHS if "accuracy" in chosen.only else {})
             say(f"{name}: {len(world)} images that the model has not seen")
-            if "detection" in chosen.only:
-                found["detection"] += detection.measure(
-                    world, sizes=chosen.sizes, references=chosen.references, shifts=chosen.shifts, seeds=chosen.seeds,
-                    clean=chosen.clean, methods=chosen.methods, jobs=chosen.jobs, say=say,
-                )  # fmt: skip
-            if "false_alarms" in chosen.only:
-                found["false_alarms"] += false_alarms.measure(
-                    world, sizes=false_alarms.SIZES, repeats=chosen.clean, jobs=chosen.jobs, say=say
-                )
             if "attribution" in chosen.only:
                 known = [
                     each for each in attribution.RIGHT if "sketches" not in each or attribution.SKETCHES in world.scores
                 ]
-                found["attribution"] += attribution.measure(
+                add("attribution", attribution.measure(
                     world, rows=chosen.rows, scenarios=known, seeds=chosen.seeds, jobs=chosen.jobs, say=say
-                )
+                ))  # fmt: skip
+            if "false_alarms" in chosen.only:
+                sizes = false_alarms.SIZES
+                add("false_alarms", false_alarms.measure(
+                    world, sizes=sizes, repeats=chosen.clean, jobs=chosen.jobs, say=say
+                ))  # fmt: skip
             if "accuracy" in chosen.only:
                 seeds = min(_ESTIMATES, chosen.seeds)
-                found["accuracy"] += accuracy.measure(world, rows=chosen.rows, seeds=seeds, jobs=chosen.jobs, say=say)
+                add("accuracy", accuracy.measure(world, rows=chosen.rows, seeds=seeds, jobs=chosen.jobs, say=say))
+            if "detection" in chosen.only:
+                add("detection", detection.measure(
+                    world, sizes=chosen.sizes, references=chosen.references, shifts=chosen.shifts, seeds=chosen.seeds,
+                    clean=chosen.clean, methods=chosen.methods, jobs=chosen.jobs, say=say,
+                ))  # fmt: skip
             if "delay" in chosen.only:
                 seeds = min(_DELAYS, chosen.seeds)
-                found["delay"] += delay.measure(world, rows=chosen.rows, seeds=seeds, jobs=chosen.jobs, say=say)
-        print(*accuracy.summary(found["accuracy"]), sep="\n")
-        for part, rows in found.items():
-            if rows and chosen.write:
-                _write(rows, chosen.out / f"drift-{part.replace('_', '-')}-{hardware()}.csv")
+                add("delay", delay.measure(world, rows=chosen.rows, seeds=seeds, jobs=chosen.jobs, say=say))
+        if found["accuracy"]:
+            print(*accuracy.summary(found["accuracy"]), sep="\n")
+        if chosen.write:
+            if found["accuracy"]:
+                accuracy_plot.draw(found["accuracy"], chosen.plots / "drift-accuracy.svg")
+            plot.draw(chosen.out, chosen.plots / "drift.svg")
 
 
 def _world(name: str, data: Path, folder: Path, more: Mapping[str, Change]) -> World:
@@ -132,6 +142,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-data", type=Path, default=data, metavar="FOLDER")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the models and features there")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for the CSV files")
+    parser.add_argument("--plots", type=Path, default=RESULTS.parents[1] / "docs", metavar="FOLDER")
     parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
     chosen = parser.parse_args(arguments)
     if chosen.worlds is None:

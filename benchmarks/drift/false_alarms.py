@@ -17,7 +17,8 @@ from scipy.stats import binomtest
 from benchmarks.drift import trials
 from benchmarks.drift.worlds import Indexes, World, window_of
 from monitoring.attribution import attribute
-from monitoring.check import expected_false_alarms, families_of
+from monitoring.check import expected_false_alarms
+from monitoring.comparison import families_of
 from monitoring.evidence import gather
 from monitoring.persistence import Persistence
 from monitoring.verdict import CALM

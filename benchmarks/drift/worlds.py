@@ -150,8 +150,8 @@ def build(
         add(change, function(plain, np.random.default_rng([seed, zlib.crc32(change.encode())])), truth)
     for other, (their_paths, their_labels) in others.items():
         add(other, _pixels(their_paths, rule.crop), their_labels)
-    images = scores[""]
-    chance = chance_effects(images.properties, images.probabilities, images.predicted)
+    known = scores[""]
+    chance = chance_effects(known.properties, known.probabilities, known.predicted)
     return World(name, bundle.manifest.classes, np.array(truth), scores, components, chance)
 
 

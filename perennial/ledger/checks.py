@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -75,6 +75,20 @@ def latest(engine: sa.Engine, name: str, limit: int = 1, *, model_version: str |
         return [CheckRow(**row) for row in rows]
 
 
+def windows(
+    engine: sa.Engine, name: str, model_version: str, *, since: datetime, without_verdicts: Collection[str], limit: int
+) -> list[dict[str, Any]]:
+    """The windows of a version's checks since then, but for those with one of these verdicts, newest first."""
+    query = sa.select(checks.c.window).where(
+        checks.c.name == name,
+        checks.c.model_version == model_version,
+        checks.c.at >= since,
+        checks.c.verdict.not_in(list(without_verdicts)),
+    )
+    with reading(engine) as connection:
+        return list(connection.execute(query.order_by(checks.c.id.desc()).limit(limit)).scalars())
+
+
 def verdicts(
     engine: sa.Engine, name: str, model_version: str, limit: int, *, before: int | None = None
 ) -> list[tuple[int, str, dict[str, Any]]]:
@@ -110,6 +124,30 @@ def reports_beyond(engine: sa.Engine, name: str, keep: int) -> dict[int, str]:
     )
     with reading(engine) as connection:
         return {row.id: row.report_url for row in connection.execute(query)}
+
+
+def reports_before(engine: sa.Engine, name: str, moment: datetime, *, but: Collection[str]) -> dict[int, str]:
+    """The report URLs of a model's checks of before a moment, by check; not of those with one of these verdicts."""
+    query = (
+        sa.select(checks.c.id, checks.c.report_url)
+        .where(
+            checks.c.name == name,
+            checks.c.report_url.is_not(None),
+            checks.c.at < moment,
+            checks.c.verdict.not_in(but),
+        )
+        .order_by(checks.c.id)
+        .limit(_MOST_REPORTS)
+    )
+    with reading(engine) as connection:
+        return {row.id: row.report_url for row in connection.execute(query)}
+
+
+def report_urls(engine: sa.Engine, name: str) -> set[str]:
+    """The reports that a model's checks name."""
+    query = sa.select(checks.c.report_url).where(checks.c.name == name, checks.c.report_url.is_not(None))
+    with reading(engine) as connection:
+        return set(connection.execute(query).scalars())
 
 
 def forget_reports(engine: sa.Engine, ids: Sequence[int]) -> None:

@@ -91,6 +91,34 @@ def latest(
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
+def received_within(
+    engine: sa.Engine,
+    model_version: str,
+    spans: Sequence[tuple[datetime, datetime]],
+    *,
+    precision: str,
+    sample: int,
+    without: Sequence[tuple[str, str]] = (),
+) -> list[LabelledPrediction]:
+    """A version's predictions that came in within one of these spans of time, oldest first, each with its last label;
+    of more than `sample` so many, drawn at random by the database. Those from one id to another of `without` are left
+    out."""
+    drawn = (
+        sa.select(predictions.c.id)
+        .where(
+            predictions.c.model_version == model_version,
+            predictions.c.precision == precision,
+            sa.or_(*(predictions.c.at.between(start, end) for start, end in spans)),
+            *(~predictions.c.id.between(first, last) for first, last in without),
+        )
+        .order_by(sa.func.random())
+        .limit(sample)
+        .subquery()
+    )
+    rows = sa.select(predictions, _last_label(predictions.c.id)).join(drawn, drawn.c.id == predictions.c.id)
+    return _labelled(engine, rows.order_by(predictions.c.id))
+
+
 def span(engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None) -> Span:
     """What the latest `limit` predictions of a version span."""
     newest = _newest(model_version, limit, precision, predictions.c.id, predictions.c.at)

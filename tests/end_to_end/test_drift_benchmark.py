@@ -169,4 +169,4 @@ def test_rows_one_after_the_other(small: World) -> None:
 def test_what_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "nonesuch"])
-    assert "'nonesuch' is none of: detection, false_alarms, attribution, delay" in capsys.readouterr().err
+    assert "'nonesuch' is none of: detection, false_alarms, attribution, delay, accuracy" in capsys.readouterr().err

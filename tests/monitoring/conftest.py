@@ -30,6 +30,7 @@ from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.settings import Settings, load_settings
 from perennial.storage import Storage
+from perennial.thumbnails import thumbnail
 
 Images = NDArray[np.float64]
 Change = Callable[[Images], Images]
@@ -127,12 +128,13 @@ class Deployed:
         version: str | None = None,
         labels: Sequence[str | None] | None = None,
         captured: bool = True,
+        urls: Sequence[str] | None = None,
         precision: str = FLOAT32,
         header: ImageHeader = PLAIN,
         source: str | None = "test",
         at: datetime | None = None,
     ) -> list[str]:
-        """Write rows as the service does, and labels as feedback does."""
+        """Write rows as the service does, and labels as feedback does. `urls` are where the images were captured."""
         start = at or datetime.now(UTC)
         rows = [
             Prediction(
@@ -151,7 +153,7 @@ class Deployed:
                 mode=header.mode,
                 bytes=100,
                 image_digest=scores.digests[index],
-                image_url=f"file:///captures/{index}.png" if captured else None,
+                image_url=(urls[index] if urls else f"file:///captures/{index}.png") if captured else None,
                 source=source,
                 latency_ms=1.0,
             )
@@ -184,15 +186,17 @@ Deploy = Callable[..., Deployed]
 
 @pytest.fixture
 def deploy(world: World, tmp_path: Path) -> Deploy:
-    """Puts the digits' model live in a ledger: `deploy(engine, settings)`."""
+    """Puts the digits' model live in a ledger: `deploy(engine, settings)`; `pictured`: with thumbnails."""
 
     def put(
         engine: sa.Engine,
         settings: Settings,
         held_out: NDArray[np.bool_] | None = None,
         header: ImageHeader | None = None,
+        *,
+        pictured: bool = False,
     ) -> Deployed:
-        bundle = write_digits_bundle(tmp_path / "made", settings.name, world, held_out, header)
+        bundle = write_digits_bundle(tmp_path / "made", settings.name, world, held_out, header, pictured=pictured)
         url = upload_bundle(bundle, Storage(settings.blobs_url))
         ledger.models.register(engine, bundle, url)
         ledger.deployments.deploy(engine, settings.name, bundle.manifest.version, reason="a test", actor="test")
@@ -220,12 +224,19 @@ def watched_settings(home: Path) -> Settings:
     )
 
 
+def pixels_of(images: Images) -> NDArray[np.uint8]:
+    """[N, 8, 8, 3]"""
+    return np.repeat(np.round(images * 255).astype(np.uint8)[..., None], 3, axis=3)
+
+
 def write_digits_bundle(
     parent: Path,
     name: str,
     world: World,
     held_out: NDArray[np.bool_] | None = None,
     header: ImageHeader | None = None,
+    *,
+    pictured: bool = False,
 ) -> Bundle:
     """A bundle as training writes it; the monitor never runs its graph, so the graph is a stand-in. Without a `header`
     it does not say how the reference images came in, as bundles did not at first."""
@@ -250,6 +261,10 @@ def write_digits_bundle(
             }
         )
         pq.write_table(table, folder / "reference.parquet")
+        if pictured:
+            shown = [thumbnail(image) for image in pixels_of(world.images[world.reference_rows])]
+            table = pa.table({"image_digest": list(scores.digests), "image": shown})
+            pq.write_table(table, folder / "reference-images.parquet")
 
     manifest = Manifest(
         name=name,

@@ -42,6 +42,7 @@ def check(verdict: Verdict = Verdict.SENSOR_SHIFT, labels: Accuracy | None = Non
         retrain=RetrainDecision(False, "the model still copes"),
         state=State.SUSPECTED,
         false_alarms=None,
+        examples=(),
         report_url=None,
         seconds=2.5,
     )

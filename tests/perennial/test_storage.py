@@ -32,6 +32,12 @@ def test_what_is_written_is_read_back(storage: Storage) -> None:
     assert storage.read("captures/ab/x.jpg") == b"others"
 
 
+def test_of_what_is_longer_than_allowed_no_more_is_read_than_shows_it(storage: Storage) -> None:
+    storage.write("captures/a.jpg", b"0123456789")
+    assert storage.read("captures/a.jpg", 10) == storage.read("captures/a.jpg", 99) == b"0123456789"
+    assert storage.read("captures/a.jpg", 4) == b"01234"
+
+
 def test_what_is_deleted_is_gone_and_deleting_twice_is_harmless(storage: Storage) -> None:
     storage.write("reports/a.html", b"x")
     storage.delete("reports/a.html")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import time
@@ -17,7 +18,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from perennial.bundle import Bundle, open_bundle, reference_name
 from perennial.errors import InvalidParameter, WeightsChanged, WeightsUnavailable
 from perennial.graph import FLOAT32, PROPERTIES, Graph
-from perennial.images import ImageLimits
+from perennial.images import ImageLimits, prepare
 from perennial.progress import Step
 from perennial.storage import sha256_of_file
 from training import evaluate
@@ -34,7 +35,7 @@ def test_the_bundle_verifies_and_says_how_it_was_made(shape_bundle: Bundle, shap
     manifest = open_bundle(shape_bundle.path, shape_bundle.digest).manifest
     references = {reference_name(precision) for precision in manifest.precisions}
     assert set(manifest.files) == {
-        "graph.onnx", "weights.safetensors", *references, "dataset.parquet", "report.html",
+        "graph.onnx", "weights.safetensors", *references, "reference-images.parquet", "dataset.parquet", "report.html",
     }  # fmt: skip
     assert manifest.classes == ("disc", "square", "stripes")
     assert manifest.strategy == "linear_probe"
@@ -51,6 +52,23 @@ def test_the_bundle_verifies_and_says_how_it_was_made(shape_bundle: Bundle, shap
     weights = load_file(shape_bundle.weights)
     assert weights["head.weight"].shape == (3, 576)
     assert float(weights["temperature"]) == pytest.approx(manifest.temperature)
+
+
+def test_each_reference_image_has_a_thumbnail_of_what_the_model_sees(
+    shape_bundle: Bundle, shape_images: LabelledImages
+) -> None:
+    assert shape_bundle.reference_images is not None
+    found = parquet.read_table(shape_bundle.reference_images).to_pydict()
+    reference = parquet.read_table(shape_bundle.reference, columns=["image_digest"]).to_pydict()
+    assert found["image_digest"] == sorted(set(reference["image_digest"]))
+    locations = {row.digest: Path(row.location) for row in shape_images.rows}
+    for digest, jpeg in zip(found["image_digest"], found["image"], strict=True):
+        image = Image.open(io.BytesIO(jpeg))
+        seen = prepare(locations[digest].read_bytes(), shape_bundle.manifest.input).pixels
+        assert image.format == "JPEG"
+        assert max(image.size) <= 96
+        whole = np.asarray(image.resize(seen.shape[1::-1]).convert("RGB"), dtype=float)
+        assert np.abs(whole - seen).mean() < 20
 
 
 def test_it_learned_the_shapes(shape_bundle: Bundle) -> None:

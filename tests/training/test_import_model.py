@@ -93,6 +93,7 @@ def test_without_images_the_bundle_has_an_empty_reference_and_claims_nothing(
     result = run("torchvision:mobilenet_v3_small", "--weights", str(whole), "--image-size", "64", "--json")
     bundle = open_bundle(Path(json.loads(result.stdout)["bundle"]))
     assert pq.read_table(bundle.reference).num_rows == 0
+    assert bundle.reference_images is None
     manifest = bundle.manifest
     assert (manifest.metrics, manifest.per_class, manifest.certificates) == ({}, {}, {})
     assert manifest.precisions == (FLOAT32,)
@@ -120,6 +121,8 @@ def test_a_folder_of_images_becomes_the_reference_and_class_folders_label_it(
     assert np.array(table["embedding"]).shape == (100, 32)
     assert set(bundle.manifest.certificates) >= {FLOAT32}
     assert (BFLOAT16 in bundle.manifest.precisions) == (bundle.reference_in(BFLOAT16) is not None)
+    assert bundle.reference_images is not None
+    assert pq.read_table(bundle.reference_images)["image_digest"].to_pylist() == sorted(set(table["image_digest"]))
     assert pq.read_table(bundle.path / "dataset.parquet").num_rows == 0  # nothing was trained on
 
 

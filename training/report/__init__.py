@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from perennial.bundle import CurvePoint, Estimate, Finding, Ladder, Manifest
 from perennial.graph import GraphOutput
 from perennial.images import ImageLimits
+from perennial.pages import TEMPLATES
 from training import verdict
 from training.datasets import DEFAULT_LIMITS, LabelledImages, Row
 from training.errors import ErrorAnalysis, analyse
@@ -133,7 +134,7 @@ class _Pictures:
 
 def _environment(location: str) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,191 @@
+"""A window against its reference: the verdict, what it rests on, and what follows from it; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+
+from monitoring.accuracy import loss_p_value
+from monitoring.attribution import Evidence, attribute
+from monitoring.collection import Facts
+from monitoring.decode_failures import Failures
+from monitoring.detectors import Family
+from monitoring.drift_events import RETRAINS
+from monitoring.evidence import gather
+from monitoring.examples import Example, examples_of
+from monitoring.live import Live
+from monitoring.live_accuracy import Accuracies, read_accuracies
+from monitoring.pictures import reference_thumbnails
+from monitoring.policy import RetrainDecision, Situation, decide
+from monitoring.same_hours import read_same_hours
+from monitoring.two_sample import Measured
+from monitoring.verdict import CALM, Cause, Verdict
+from monitoring.window import Reference, Scores, Window
+from perennial import ledger
+from perennial.bundle import Manifest
+from perennial.settings import Settings
+
+if TYPE_CHECKING:
+    from evidently.core.report import Snapshot
+
+#: A family that tells causes apart and raises no alarm of its own.
+WITHIN_CLASSES: Final = "embedding_within_classes"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What comparing a window came to. `compared` is what with, which with `same_hours` is not the bundle's reference;
+    `run` is Evidently's, None where nothing was tested."""
+
+    verdict: Verdict
+    causes: tuple[Cause, ...]
+    families: dict[str, Family]
+    accuracy: Accuracies
+    retrain: RetrainDecision
+    collection: Facts
+    examples: tuple[Example, ...] = ()
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
+    compared: Reference | None = None
+    same_hours: bool = False
+    run: Snapshot | None = None
+
+
+def compare(
+    engine: sa.Engine, settings: Settings, live: Live, reference: Reference, window: Window, failures: Failures
+) -> Finding:
+    """The window against the bundle's reference, or against what is usual at its hours.
+
+    Raises:
+        LedgerUnavailable, StorageUnavailable: try again later.
+    """
+    usual = read_same_hours(engine, settings, live.version, reference, window)
+    compared = usual or reference
+    gathered = gather(reference, window, settings.monitor, failures, usual=usual)
+    verdict, causes = attribute(gathered.evidence)
+    unseen = reference.unseen
+    separation = gathered.measured.separation if gathered.measured is not None else None
+    unlike = separation.share if separation is not None else None
+    accuracy = read_accuracies(engine, settings, live.version, unseen, window, unlike)
+    families = families_of(gathered.evidence)
+    thumbnails = reference_thumbnails(live.bundle) if verdict not in CALM else {}
+    return Finding(
+        verdict,
+        causes,
+        families,
+        accuracy,
+        _decision(engine, settings, live.version, verdict, accuracy, unseen, window),
+        gathered.collection,
+        examples_of(verdict, reference, window, thumbnails),
+        thumbnails,
+        compared,
+        usual is not None,
+        _rendered(settings, live.version, compared, window, gathered.measured, verdict, families, accuracy),
+    )
+
+
+def _rendered(
+    settings: Settings,
+    version: str,
+    reference: Reference,
+    window: Window,
+    measured: Measured | None,
+    verdict: Verdict,
+    families: Mapping[str, Family],
+    accuracy: Accuracies,
+) -> Snapshot | None:
+    """Evidently's report; None where nothing was tested."""
+    if measured is None:
+        return None
+    # Seconds and hundreds of megabytes: only where there is something to show.
+    from monitoring import report
+    from monitoring.check_metrics import check_metrics
+
+    return report.render(
+        reference,
+        window.scores,
+        measured,
+        alpha=settings.monitor.alpha,
+        least_labels=settings.monitor.min_labels,
+        at=datetime.now(UTC),
+        name=f"{settings.name} {version}",
+        metadata={
+            "model_version": version,
+            "rows": str(window.rows),
+            "precision": window.precision,
+            "window_end": window.end.isoformat() if window.end else "",
+        },
+        tags=[str(verdict)],
+        found=check_metrics(verdict, families, accuracy),
+    )
+
+
+def incomparable(manifest: Manifest, window: Window, facts: Facts) -> Finding:
+    """Of a window that the bundle has no reference rows for, in words that say what to do."""
+    if window.precision in manifest.precisions:
+        why = (
+            f"version {manifest.version} has no reference rows: it was imported without images to compare with; "
+            "import it again with --data FOLDER, a folder of images like those to be expected"
+        )
+    else:
+        why = (
+            f"the latest predictions were made in {window.precision}, and version {manifest.version} has reference "
+            f"rows for {', '.join(manifest.precisions)} only; serve it in one of these (serve.precision), or train it "
+            "anew"
+        )
+    faults = (Cause(Verdict.COLLECTION_FAULT, fault) for fault in facts.faults)
+    causes = (*faults, Cause(Verdict.INSUFFICIENT_DATA, why))
+    return Finding(
+        causes[0].cause,
+        causes,
+        {},
+        Accuracies(labels=None, labelled=len(window.answers), estimated=None, reference=None, withheld=why),
+        RetrainDecision(False, why),
+        facts,
+    )
+
+
+def _decision(
+    engine: sa.Engine,
+    settings: Settings,
+    version: str,
+    verdict: Verdict,
+    accuracy: Accuracies,
+    unseen: Scores,
+    window: Window,
+) -> RetrainDecision:
+    captures = 0
+    if accuracy.labels is not None:
+        captures = ledger.predictions.count_labelled_captures(engine, [version])
+    last = ledger.events.last(engine, settings.name, RETRAINS)
+    return decide(
+        Situation(
+            verdict=verdict,
+            reference=accuracy.reference,
+            labelled=accuracy.labels,
+            estimated=accuracy.estimated,
+            withheld=accuracy.withheld,
+            loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
+            alpha=settings.monitor.alpha,
+            captures=captures,
+            seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
+        ),
+        settings.retrain,
+    )
+
+
+def families_of(evidence: Evidence) -> dict[str, Family]:
+    """The families that were tried, by the names that the check gives them."""
+    families = {
+        "properties": evidence.properties,
+        "output": evidence.output,
+        "class_mix": evidence.class_mix,
+        "embedding": evidence.embedding,
+        WITHIN_CLASSES: evidence.within_classes,
+        "novelty": evidence.novelty,
+        "labels": evidence.labels,
+    }
+    return {name: family for name, family in families.items() if family is not None}
