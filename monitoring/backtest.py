@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from monitoring.estimate import MOST_UNLIKE
 from perennial import ledger
-from perennial.ledger.checks import CheckRow
+
+Json = dict[str, Any]
 
 #: Past windows that are looked at, and checks among which they are looked for.
 MOST_WINDOWS: Final = 20
@@ -48,14 +49,12 @@ class Backtest:
 def labelled_since(engine: sa.Engine, name: str, version: str, least_labels: int) -> list[Past]:
     """Windows of earlier checks of a version that have `least_labels` by now, latest first."""
     found: list[Past] = []
-    for check in _apart(ledger.checks.latest(engine, name, _CHECKS, model_version=version)):
-        window = check.window
+    for window, accuracy in _apart(ledger.checks.accuracies(engine, name, version, _CHECKS)):
         answers = ledger.predictions.labelled_answers_between(engine, version, window["first"], window["last"])
         if len(answers) >= least_labels:
-            accuracy = check.detail["accuracy"]
             found.append(
                 Past(
-                    float(_made(check)["value"]),
+                    float(_made(accuracy)["value"]),
                     float(np.mean([answer.answered == answer.true_label for answer in answers])),
                     accuracy.get("unlike"),
                     bool(accuracy.get("withheld")),
@@ -81,18 +80,16 @@ def proven(past: Sequence[Past]) -> float:
     return min(1.0, max(each.unlike or 0.0 for each in far) + _CHANCE)
 
 
-def _made(check: CheckRow) -> dict[str, Any]:
-    accuracy = check.detail.get("accuracy") or {}
+def _made(accuracy: Json) -> Json:
     return accuracy.get("estimated") or accuracy.get("unproven") or {}
 
 
-def _apart(latest_first: Sequence[CheckRow]) -> list[CheckRow]:
+def _apart(latest_first: Sequence[tuple[Json, Json]]) -> list[tuple[Json, Json]]:
     """Those that estimated, of windows that share no rows."""
-    found: list[CheckRow] = []
-    for check in latest_first:
-        span = (check.window.get("first"), check.window.get("last"))
-        if None in span or not _made(check):
+    found: list[tuple[Json, Json]] = []
+    for window, accuracy in latest_first:
+        if None in (window.get("first"), window.get("last")) or not _made(accuracy):
             continue
-        if not found or span[1] < found[-1].window["first"]:
-            found.append(check)
+        if not found or window["last"] < found[-1][0]["first"]:
+            found.append((window, accuracy))
     return found

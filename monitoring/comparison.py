@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ from monitoring.examples import Example, examples_of
 from monitoring.live import Live
 from monitoring.live_accuracy import Accuracies, read_accuracies
 from monitoring.pictures import reference_thumbnails
-from monitoring.policy import RetrainDecision, Situation, decide
+from monitoring.policy import RetrainDecision, Situation, decide, is_lost
 from monitoring.same_hours import read_same_hours
 from monitoring.two_sample import Measured
 from monitoring.verdict import CALM, Cause, Verdict
@@ -157,24 +157,21 @@ def _decision(
     unseen: Scores,
     window: Window,
 ) -> RetrainDecision:
-    captures = 0
-    if accuracy.labels is not None:
-        captures = ledger.predictions.count_labelled_captures(engine, [version])
     last = ledger.events.last(engine, settings.name, RETRAINS)
-    return decide(
-        Situation(
-            verdict=verdict,
-            reference=accuracy.reference,
-            labelled=accuracy.labels,
-            estimated=accuracy.estimated,
-            withheld=accuracy.withheld,
-            loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
-            alpha=settings.monitor.alpha,
-            captures=captures,
-            seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
-        ),
-        settings.retrain,
+    situation = Situation(
+        verdict=verdict,
+        reference=accuracy.reference,
+        labelled=accuracy.labels,
+        estimated=accuracy.estimated,
+        withheld=accuracy.withheld,
+        loss_p_value=loss_p_value(unseen.answers, window.answers) if accuracy.labels is not None else 1.0,
+        alpha=settings.monitor.alpha,
+        captures=0,
+        seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
     )
+    if is_lost(situation, settings.retrain):  # counting takes the longer the more labels there are
+        situation = replace(situation, captures=ledger.predictions.count_labelled_captures(engine, [version]))
+    return decide(situation, settings.retrain)
 
 
 def families_of(evidence: Evidence) -> dict[str, Family]:

@@ -36,6 +36,14 @@ class Situation:
     seconds_since_retrain: float | None
 
 
+def is_lost(situation: Situation, settings: RetrainSettings) -> bool:
+    """Is accuracy by labels lower than the reference's, by enough and not by chance? Only then do captures matter."""
+    reference, labelled = situation.reference, situation.labelled
+    if reference is None or labelled is None:
+        return False
+    return reference.value - labelled.value >= settings.accuracy_drop and situation.loss_p_value <= situation.alpha
+
+
 def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
     """Is a retrain called for, and why (not)?"""
     reference, labelled = situation.reference, situation.labelled
@@ -46,10 +54,10 @@ def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
     if labelled is None:
         return _without_labels(situation, reference, settings)
 
-    lost = reference.value - labelled.value
     change = f"accuracy {reference.value:.3f} -> {labelled.value:.3f} on {labelled.rows} labels"
-    if lost < settings.accuracy_drop or situation.loss_p_value > situation.alpha:
-        chance = "less than retrain.accuracy_drop" if lost < settings.accuracy_drop else "could be chance"
+    if not is_lost(situation, settings):
+        small = reference.value - labelled.value < settings.accuracy_drop
+        chance = "less than retrain.accuracy_drop" if small else "could be chance"
         if situation.verdict in CALM:
             return RetrainDecision(False, f"{change}: {chance}")
         return RetrainDecision(False, f"{_cause(situation.verdict)}, but the model still copes: {change} ({chance})")

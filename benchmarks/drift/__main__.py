@@ -6,6 +6,7 @@
   attribution  windows in which one thing is known to have changed, and the verdict that is given.
   delay        windows until an alarm, by how many images change in the end and how fast they come to it.
   accuracy     windows whose accuracy is known, and what is estimated without labels: by method and severity.
+  cost         seconds and memory of a check from the shell, by the rows of its window and of the ledger.
 
   python -m benchmarks.drift --worlds digits
   python -m benchmarks.drift --only attribution --seeds 20
@@ -26,13 +27,13 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.drift import accuracy, accuracy_plot, attribution, delay, detection, false_alarms, plot
+from benchmarks.drift import accuracy, accuracy_plot, attribution, cost, delay, detection, false_alarms, plot
 from benchmarks.drift.methods import METHODS
 from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY, STRENGTHS, Change
 from benchmarks.drift.worlds import World, build, digits_on_disk, photos_on_disk
 from benchmarks.transfer import RESULTS, hardware
 
-PARTS: Final = ("detection", "false_alarms", "attribution", "delay", "accuracy")
+PARTS: Final = ("detection", "false_alarms", "attribution", "delay", "accuracy", "cost")
 WORLDS: Final = ("digits", "photos")
 _ESTIMATES: Final = 3  # windows of each change, strength and share
 _DELAYS: Final = 5  # streams of each kind, of up to thirty windows each
@@ -61,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if rows and chosen.write:
                 _write(found[part], chosen.out / f"drift-{part.replace('_', '-')}-{hardware()}.csv")
 
-        for name in chosen.worlds:
+        if "cost" in chosen.only:
+            add("cost", cost.measure(folder / "cost", runs=chosen.runs, say=say))
+        for name in chosen.worlds if set(chosen.only) - {"cost"} else ():
             world = _world(name, chosen.test_data, folder, STRENGTHS if "accuracy" in chosen.only else {})
             say(f"{name}: {len(world)} images that the model has not seen")
             if "attribution" in chosen.only:
@@ -144,6 +147,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20, help="windows of each shift")
     parser.add_argument("--clean", type=int, default=200, help="windows without a shift")
     parser.add_argument("--rows", type=int, default=500, help="of a window to be named or estimated")
+    parser.add_argument("--runs", type=int, default=5, help="of a check, whose cost is the median")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--test-data", type=Path, default=data, metavar="FOLDER")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the models and features there")

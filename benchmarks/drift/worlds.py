@@ -130,7 +130,7 @@ def build(
     random = np.random.default_rng(seed)
     order = random.permutation(len(paths))
     learnt, rest = order[:train], np.sort(order[train:])
-    bundle = _trained(
+    bundle = trained(
         name, [paths[at] for at in learnt], [labels[at] for at in learnt], backbone, weights, image_size, folder
     )
     graph, rule = Graph(bundle.graph, threads=os.cpu_count() or 1), bundle.manifest.input
@@ -155,9 +155,10 @@ def build(
     return World(name, bundle.manifest.classes, np.array(truth), scores, components, chance)
 
 
-def _trained(
+def trained(
     name: str, paths: list[Path], labels: list[str], backbone: str, weights: str, image_size: int, folder: Path
 ) -> Bundle:
+    """A probe on these images."""
     listed = folder / f"{name}.csv"
     listed.parent.mkdir(parents=True, exist_ok=True)
     with listed.open("w", encoding="utf-8", newline="") as file:

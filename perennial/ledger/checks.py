@@ -106,6 +106,19 @@ def verdicts(
         ]
 
 
+def accuracies(
+    engine: sa.Engine, name: str, model_version: str, limit: int
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The window of each of a version's newest checks, and what it said of accuracy, newest first. No more of it: a
+    check's whole document is tens of kilobytes of JSON."""
+    query = sa.select(checks.c.window, checks.c.detail["accuracy"].label("accuracy")).where(
+        checks.c.name == name, checks.c.model_version == model_version
+    )
+    with reading(engine) as connection:
+        rows = connection.execute(query.order_by(checks.c.id.desc()).limit(limit))
+        return [(row.window, row.accuracy or {}) for row in rows]
+
+
 def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:
     """How many checks a model has had, by verdict."""
     query = sa.select(checks.c.verdict, sa.func.count()).where(checks.c.name == name).group_by(checks.c.verdict)

@@ -176,14 +176,12 @@ def labelled_captures(
 
 def count_labelled_captures(engine: sa.Engine, model_versions: Sequence[str]) -> int:
     """How many predictions of these versions have a label and a captured image."""
+    # From the labels to their predictions: those are few, and a version may have millions.
+    labelled = sa.select(labels.c.prediction_id).distinct().subquery()
     query = (
         sa.select(sa.func.count())
-        .select_from(predictions)
-        .where(
-            predictions.c.model_version.in_(model_versions),
-            predictions.c.image_url.is_not(None),
-            sa.exists().where(labels.c.prediction_id == predictions.c.id),
-        )
+        .select_from(labelled.join(predictions, labelled.c.prediction_id == predictions.c.id))
+        .where(predictions.c.model_version.in_(model_versions), predictions.c.image_url.is_not(None))
     )
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())

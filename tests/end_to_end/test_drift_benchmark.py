@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.drift import attribution, delay, detection, false_alarms
+from benchmarks.drift import attribution, cost, delay, detection, false_alarms
 from benchmarks.drift.__main__ import main
 from benchmarks.drift.methods import METHODS, Sides
 from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY
@@ -174,4 +175,24 @@ def test_rows_one_after_the_other(small: World) -> None:
 def test_what_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "nonesuch"])
-    assert "'nonesuch' is none of: detection, false_alarms, attribution, delay, accuracy" in capsys.readouterr().err
+    assert (
+        "'nonesuch' is none of: detection, false_alarms, attribution, delay, accuracy, cost" in capsys.readouterr().err
+    )
+
+
+def test_the_cost_of_a_check_is_measured_from_the_shell_in_a_ledger_like_a_real_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "_IMAGES", 120)
+    monkeypatch.setattr(cost, "_BLOCK", 600)
+    monkeypatch.setattr(cost, "_CHECKS", 3)
+    told: list[str] = []
+    (found,) = cost.measure(
+        tmp_path, runs=1, say=told.append, windows=[600], ledgers=[1800], databases=["sqlite"]
+    )  # fmt: skip
+    assert (found.database, found.ledger_rows, found.window, found.runs) == ("sqlite", 1800, 600, 1)
+    assert found.verdict != "insufficient_data"
+    assert found.seconds > 0.5
+    assert 0.5 < found.processor_seconds < 600
+    assert 100 < found.mebibytes < 1000
+    assert len(told) == 2
