@@ -20,8 +20,8 @@ from monitoring.window import Scores
 
 #: Share of a window that may be unlike the reference; of more, an estimate is withheld.
 MOST_UNLIKE: Final = 0.8
-#: Of what is unlike the reference, so much more may be wrong than the estimate says: half as much again as the .28 that
-#: the windows of the benchmark (digits and photos) call for.
+#: Of what is unlike the reference, so much more may be wrong than the estimate says: a third more than the .29 that the
+#: windows of the benchmark (digits and photos) call for.
 _WORSE: Final = 0.4
 _MIN_ROWS: Final = 20  # held-out reference rows, or window rows; fewer calibrate nothing
 _BOOTSTRAPS: Final = 500

@@ -128,7 +128,7 @@ def _floors(reference: Reference, window: Scores, settings: MonitorSettings) -> 
         least("properties", every, settings.property_floor),
         least("output", unseen, settings.output_floor),
         least("class_mix", unseen, settings.class_mix_floor),
-        max(settings.embedding_floor, chance_auc(every, now)),
+        max(settings.embedding_floor, chance_auc(len(reference.embedded), now)),
     )
 
 

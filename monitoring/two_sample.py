@@ -45,7 +45,8 @@ def output_columns(reference: Reference, scores: Scores) -> dict[str, Any]:
 
 
 def measure(reference: Reference, window: Scores, *, seed: int = 0) -> Measured:
-    """Compare a window with its reference: the held-out rows stand for outputs and classes, all rows for the rest."""
+    """Compare a window with its reference: the held-out rows stand for outputs and classes, for embeddings too where
+    there are enough, and all rows for the rest."""
     unseen = reference.unseen
     pairs = [
         (property_columns(reference, reference.scores), property_columns(reference, window)),
@@ -57,7 +58,7 @@ def measure(reference: Reference, window: Scores, *, seed: int = 0) -> Measured:
         for name in left
         if usable(left[name], right[name]) is None
     }
-    left, left_classes, right, right_classes = _embeddings(reference.scores, window)
+    left, left_classes, right, right_classes = _embeddings(reference.embedded, window)
     return Measured(
         p_values,
         two_sample_chi_square(unseen.predicted, window.predicted),

@@ -25,6 +25,8 @@ from perennial.ledger.predictions import LabelledPrediction
 
 Floats = NDArray[np.float32]
 
+_ENOUGH_UNSEEN: Final = 100  # held-out rows; fewer see too little
+
 _COLUMNS: Final = (
     "image_digest", "label", "predicted", "confidence", "probabilities", "embedding", "properties", "held_out",
 )  # fmt: skip
@@ -131,6 +133,12 @@ class Reference:
     @property
     def unseen(self) -> Scores:
         return self.scores.take(self.held_out)
+
+    @property
+    def embedded(self) -> Scores:
+        """The rows that embeddings are compared with: held-out ones, where there are enough. A network that was
+        fine-tuned embeds what it learnt from unlike what it did not."""
+        return self.unseen if int(self.held_out.sum()) >= _ENOUGH_UNSEEN else self.scores
 
 
 def read_window(engine: sa.Engine, model_version: str, limit: int, sample: int) -> Window:

@@ -38,6 +38,12 @@ WORLDS: Final = ("digits", "photos")
 _ESTIMATES: Final = 3  # windows of each change, strength and share
 _DELAYS: Final = 5  # streams of each kind, of up to thirty windows each
 
+#: What is printed in the end.
+_SUMMARIES: Final[dict[str, Callable[[list[Any]], list[str]]]] = {
+    "detection": detection.summary, "false_alarms": false_alarms.summary, "attribution": attribution.summary,
+    "delay": delay.summary, "accuracy": accuracy.summary,
+}  # fmt: skip
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _arguments(arguments)
@@ -84,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if "delay" in chosen.only:
                 seeds = min(_DELAYS, chosen.seeds)
                 add("delay", delay.measure(world, rows=chosen.rows, seeds=seeds, jobs=chosen.jobs, say=say))
-        if found["accuracy"]:
-            print(*accuracy.summary(found["accuracy"]), sep="\n")
+        for part, summary in _SUMMARIES.items():
+            print(*summary(found[part]), sep="\n", end="\n" if found[part] else "")
         if chosen.write:
             if found["accuracy"]:
                 accuracy_plot.draw(found["accuracy"], chosen.plots / "drift-accuracy.svg")

@@ -127,3 +127,21 @@ def _named(world: World, task: _Task) -> str:
     scores = window(world, task.scenario, chosen, random, min(task.rows, split // 2 if prior else task.rows))
     labelled = task.scenario in ("labels swapped", "clean")
     return str(verdict(world.reference(rest), scores, labelled=labelled))
+
+
+def summary(named: Sequence[Named]) -> list[str]:
+    """Lines: how many of the drifted windows are named rightly, and what the others are called."""
+    lines = []
+    for world in dict.fromkeys(each.world for each in named):
+        drifted = [each for each in named if each.world == world and each.right != Verdict.OK]
+        right = sum(each.count for each in drifted if each.verdict == each.right)
+        trials = sum(each.count for each in drifted)
+        lines.append(
+            f"{world}: the cause is named rightly in {right} of {trials} drifted windows ({right / trials:.1%})"
+        )
+        lines += [
+            f"  {each.scenario}: {each.verdict} {each.count} of {each.trials}, right is {each.right}"
+            for each in named
+            if each.world == world and each.verdict != each.right
+        ]
+    return lines

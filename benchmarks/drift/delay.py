@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -80,3 +81,22 @@ def _delay(world: World, task: _Task) -> Delay:
             opened = number
             break
     return Delay(world.name, task.change, task.share, task.ramp, task.rows, task.seed, alarm, opened)
+
+
+def summary(delays: Sequence[Delay]) -> list[str]:
+    """Lines: windows until drift is opened, in the median; "never" where it was not within thirty."""
+    lines = []
+    for world, change in dict.fromkeys((each.world, each.change) for each in delays):
+        mine = [each for each in delays if (each.world, each.change) == (world, change)]
+        shares, ramps = sorted({each.share for each in mine}), sorted({each.ramp for each in mine})
+        lines.append(f"{world}, {change}: windows until drift is opened, by the images changed in the end")
+        lines.append(f"{'':16}" + "".join(f"{share:>8.0%}" for share in shares))
+        for ramp in ramps:
+            label = "at once" if ramp == 1 else f"over {ramp} windows"
+            lines.append(f"{label:16}" + "".join(f"{_opened(mine, share, ramp):>8}" for share in shares))
+    return lines
+
+
+def _opened(delays: Sequence[Delay], share: float, ramp: int) -> str:
+    found = median(each.opened or float("inf") for each in delays if (each.share, each.ramp) == (share, ramp))
+    return "never" if found == float("inf") else f"{found:g}"

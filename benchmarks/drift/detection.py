@@ -137,3 +137,23 @@ def _cells(world: World, task: _Task) -> list[Cell]:
         for method, count in alarms.items()
         if drawn
     ]
+
+
+def summary(cells: Sequence[Cell]) -> list[str]:
+    """Lines: of the shifted windows those that alarm, by rows, and in brackets of those without a shift."""
+    lines = []
+    for world, reference in dict.fromkeys((cell.world, cell.reference) for cell in cells):
+        mine = [cell for cell in cells if (cell.world, cell.reference) == (world, reference)]
+        sizes = sorted({cell.rows for cell in mine})
+        lines.append(f"{world}, against {reference}: shifted windows told (clean windows that alarm), by rows")
+        lines.append(f"{'':36}" + "".join(f"{size:>14}" for size in sizes))
+        for method in dict.fromkeys(cell.method for cell in mine):
+            of = [[cell for cell in mine if (cell.method, cell.rows) == (method, size)] for size in sizes]
+            told = (f"{_share(each, clean=False):.3f} ({_share(each, clean=True):.3f})" for each in of)
+            lines.append(f"{method:36}" + "".join(f"{each:>14}" for each in told))
+    return lines
+
+
+def _share(cells: Sequence[Cell], *, clean: bool) -> float:
+    kept = [cell for cell in cells if (cell.shift == NONE) == clean]
+    return sum(cell.alarms for cell in kept) / max(1, sum(cell.trials for cell in kept))

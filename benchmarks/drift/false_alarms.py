@@ -62,6 +62,20 @@ def measure(world: World, *, sizes: Sequence[int], repeats: int, jobs: int, say:
     return found
 
 
+def summary(rates: Sequence[Rate]) -> list[str]:
+    """One line a world: all sizes together."""
+    lines = []
+    for world in dict.fromkeys(rate.world for rate in rates):
+        mine = [rate for rate in rates if rate.world == world]
+        alarms, windows = sum(rate.alarms for rate in mine), sum(rate.trials for rate in mine)
+        low, high = _interval(alarms, windows)
+        lines.append(
+            f"{world}: {alarms} alarms in {windows} clean windows, {alarms / windows:.2%} ({low:.2%} to {high:.2%}); "
+            f"stated is {max(rate.stated for rate in mine):.2%} at most"
+        )
+    return lines
+
+
 def _alarms(world: World, task: _Task) -> tuple[bool, float]:
     """Whether a clean window alarms, and the rate that its check would print."""
     random = np.random.default_rng([task.seed, task.rows])

@@ -117,6 +117,7 @@ def test_a_cell_counts_alarms_of_trials(small: World) -> None:
         ("none", 0.0, 3), ("noise large", 0.1, 2), ("noise large", 0.5, 2), ("noise large", 1.0, 2),
     ]  # fmt: skip
     assert cells[-1].alarms == 2
+    assert detection.summary(cells)[-1].startswith("softmax KS (BBSDs)")
     assert len(told) == 4
 
 
@@ -139,6 +140,7 @@ def test_scenarios_are_what_they_are_called(small: World) -> None:
     assert [(each.right, each.verdict, each.count, each.trials) for each in named] == [
         (Verdict.CONCEPT_DRIFT, Verdict.CONCEPT_DRIFT, 2, 2)
     ]
+    assert attribution.summary(named) == ["small: the cause is named rightly in 2 of 2 drifted windows (100.0%)"]
 
 
 def test_false_alarms_are_counted_beside_the_rate_that_is_stated(small: World) -> None:
@@ -146,6 +148,8 @@ def test_false_alarms_are_counted_beside_the_rate_that_is_stated(small: World) -
     assert (found.rows, found.trials) == (200, 12)
     assert found.alarms <= 1
     assert found.low <= found.alarms / 12 <= found.high
+    (line,) = false_alarms.summary([found])
+    assert f"{found.alarms} alarms in 12 clean windows" in line
     assert found.stated == pytest.approx(6 * MonitorSettings().alpha)  # with labels: all six families
 
 
@@ -157,6 +161,7 @@ def test_a_slower_change_is_told_later(small: World, monkeypatch: pytest.MonkeyP
     assert (sudden.alarm, sudden.opened) == (1, 2)
     assert 1 <= slow.alarm < slow.opened
     assert slow.opened >= sudden.opened
+    assert delay.summary([sudden])[-1].split() == ["at", "once", "2"]
 
 
 def test_rows_one_after_the_other(small: World) -> None:

@@ -14,12 +14,13 @@ from monitoring import detectors
 from monitoring.accuracy import counted
 from monitoring.detectors import Family
 from monitoring.embedding import separate, separate_within
+from monitoring.evidence import gather
 from monitoring.lens import misfit
-from monitoring.window import Scores
+from monitoring.window import Scores, window_of
 from perennial.graph import PROPERTIES
 from perennial.settings import MonitorSettings
 
-SETTINGS = MonitorSettings(min_labels=100)
+SETTINGS = MonitorSettings(min_rows=200, min_labels=100)
 CLASSES = tuple(str(digit) for digit in range(10))
 
 
@@ -219,3 +220,21 @@ def test_wilsons_interval_is_the_known_one() -> None:
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(0.8256, abs=1e-3), pytest.approx(0.9448, abs=1e-3))
     assert counted(np.empty(0, dtype=bool)) is None
+
+
+def test_rows_that_a_network_learnt_from_do_not_make_unseen_ones_look_new(world: Any) -> None:
+    """A fine-tuned network embeds the one unlike the other; only held-out rows say how an unseen image looks."""
+    reference = world.reference()
+    learnt = np.arange(len(reference.scores)) % 2 == 0
+    embedding = reference.scores.embedding.copy()
+    embedding[learnt] += 1.5
+    reference = replace(reference, scores=replace(reference.scores, embedding=embedding), held_out=~learnt)
+    scores = world.scores(world.traffic[:300], labelled=False)
+    clean = replace(window_of([]), rows=len(scores), scores=scores)
+    found = gather(reference, clean, SETTINGS).evidence
+    assert found.embedding is not None
+    assert not found.embedding.alarm
+    few = replace(reference, held_out=~learnt & (np.arange(len(learnt)) < 100))  # 50 held out: too few by themselves
+    seen = gather(few, clean, SETTINGS).evidence.embedding
+    assert seen is not None
+    assert seen.alarm
