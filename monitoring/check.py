@@ -162,7 +162,8 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         if found.compared is not None
         else None,
     )
-    if found.compared is not None and (found.run is not None or found.examples):
+    wanted = settings.monitor.report != "never"
+    if wanted and found.compared is not None and (found.run is not None or found.examples):
         html = page.of_check(
             check.document(),
             settings,

@@ -97,8 +97,9 @@ def _rendered(
     families: Mapping[str, Family],
     accuracy: Accuracies,
 ) -> Snapshot | None:
-    """Evidently's report; None where nothing was tested."""
-    if measured is None:
+    """Evidently's report; None where nothing was tested, or none is wanted."""
+    wanted = {"always": True, "drift": verdict not in CALM, "never": False}[settings.monitor.report]
+    if measured is None or not wanted:
         return None
     # Seconds and hundreds of megabytes: only where there is something to show.
     from monitoring import report

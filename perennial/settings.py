@@ -308,6 +308,11 @@ class MonitorSettings(Section):
         description="Reports of the newest checks that are kept, about 4 MB each, and runs in the Evidently workspace, "
         "about .6 MB each; older ones are deleted.",
     )
+    report: Literal["always", "drift", "never"] = Field(
+        "always",
+        description="When a check draws its report, which is over half of what it costs: `always`, where the verdict "
+        "is not `ok` (`drift`), or `never`. The numbers are kept in any case; `perennial ui` shows checks with a report.",
+    )
     workspace: bool = Field(
         True, description="Add each check's run to the Evidently workspace in `home`, which `perennial ui` shows."
     )

@@ -185,6 +185,12 @@ Deploy = Callable[..., Deployed]
 
 
 @pytest.fixture
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of many checks in which no report is looked at: drawing one takes longer than all the rest."""
+    monkeypatch.setenv("PERENNIAL_MONITOR__REPORT", "never")
+
+
+@pytest.fixture
 def deploy(world: World, tmp_path: Path) -> Deploy:
     """Puts the digits' model live in a ledger: `deploy(engine, settings)`; `pictured`: with thumbnails."""
 

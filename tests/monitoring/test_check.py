@@ -123,6 +123,23 @@ def test_evidently_shows_the_numbers_that_the_verdict_rests_on(world: Any) -> No
     assert {"Accuracy", "RecallByLabel"} <= set(shown)
 
 
+def test_a_report_is_drawn_when_it_is_wanted(sqlite: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
+    model = deploy(sqlite, watched_settings)
+    drawn = {}
+    for seed, change in enumerate((None, dark)):
+        model.send(change=change, seed=seed)
+        for wanted in ("drift", "never"):
+            monitor = watched_settings.monitor.model_copy(update={"report": wanted})
+            check = run_check(sqlite, watched_settings.model_copy(update={"monitor": monitor}))
+            assert check.families, "the numbers are there in any case"
+            drawn[str(check.verdict), wanted] = check.report_url is not None
+    assert drawn == {
+        ("ok", "drift"): False, ("ok", "never"): False,
+        ("sensor_shift", "drift"): True, ("sensor_shift", "never"): False,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("without_reports")
 def test_two_of_three_windows_open_drift_and_three_clean_ones_close_it(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any
 ) -> None:
@@ -146,6 +163,7 @@ def test_two_of_three_windows_open_drift_and_three_clean_ones_close_it(
     assert check.document()["window"]["last"] == check.last
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_labels_that_change_their_meaning_are_concept_drift_and_call_for_a_retrain(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -166,6 +184,7 @@ def test_labels_that_change_their_meaning_are_concept_drift_and_call_for_a_retra
     assert (row.verdict, row.window) == ("concept_drift", document["window"])
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_rows_of_a_precision_that_the_bundle_has_no_reference_for_are_not_compared(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -181,6 +200,7 @@ def test_rows_of_a_precision_that_the_bundle_has_no_reference_for_are_not_compar
     assert "drift_opened" not in model.kinds()
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_the_window_is_of_the_newest_rows_precision_alone(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -229,6 +249,7 @@ def test_broken_columns_are_reported_and_kill_nothing(
     json.dumps(document, allow_nan=False)
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_window_of_one_class_is_a_prior_shift(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -243,6 +264,7 @@ def test_a_window_of_one_class_is_a_prior_shift(
     assert check.causes[0].columns[0] == "4"
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_frozen_camera_is_a_collection_fault(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -254,6 +276,7 @@ def test_a_frozen_camera_is_a_collection_fault(
     assert not check.retrain.due
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_covered_lens_is_a_collection_fault(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -265,6 +288,7 @@ def test_a_covered_lens_is_a_collection_fault(
     assert "covered lens" in check.causes[0].why
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_few_images_sent_again_and_again_are_too_little_data(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -275,6 +299,7 @@ def test_a_few_images_sent_again_and_again_are_too_little_data(
     assert "only 10 different images" in check.causes[0].why
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_only_rows_of_the_live_version_are_looked_at(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -318,6 +343,7 @@ def test_a_picture_sent_again_counts_once_with_its_label(world: Any, sqlite: sa.
     assert sorted(filter(None, window.scores.labels)) == ["7"]
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_estimates_are_held_against_the_labels_that_come_later(
     engine: sa.Engine, watched_settings: Settings, deploy: Any
 ) -> None:
@@ -342,6 +368,7 @@ def test_estimates_are_held_against_the_labels_that_come_later(
     assert past.worst == pytest.approx(max(off))
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_check_withholds_and_labels_that_come_later_decide_whether_it_goes_on(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any
 ) -> None:
@@ -370,6 +397,7 @@ def test_a_check_withholds_and_labels_that_come_later_decide_whether_it_goes_on(
     assert after.withheld is after.past_estimates is None
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_errors_that_rise_over_windows_are_told(sqlite: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
     model = deploy(sqlite, watched_settings)
     assert run_check(sqlite, watched_settings).accuracy.errors_rose is None
@@ -383,6 +411,7 @@ def test_errors_that_rise_over_windows_are_told(sqlite: sa.Engine, watched_setti
     assert rise.since == pytest.approx(300, abs=64)
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_of_a_large_window_a_random_part_is_compared_and_all_labels_count(
     engine: sa.Engine, watched_settings: Settings, deploy: Any
 ) -> None:

@@ -229,6 +229,7 @@ def reject(engine: sa.Engine, version: str, images: int, reason: str, at: dateti
     ledger.rejected_images.add(engine, [RejectedImages(version, minute, reason, images)])
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_uploads_that_cannot_be_read_are_a_fault_of_collection(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any
 ) -> None:
@@ -272,6 +273,7 @@ def test_where_nothing_can_be_read_the_check_says_so_though_there_are_no_rows(
     assert "250 of 500 images" in check.causes[0].why
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_failures_are_counted_since_the_minute_in_which_the_window_began(engine: sa.Engine, deploy: Any) -> None:
     from perennial.settings import load_settings
 
@@ -290,6 +292,7 @@ def test_failures_are_counted_since_the_minute_in_which_the_window_began(engine:
     assert ledger.predictions.latest(engine, model.version, 4)[0].prediction.id < new_id()
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_window_is_held_against_how_the_reference_came(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any
 ) -> None:

@@ -40,12 +40,6 @@ def sqlite(watched_settings: Settings) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-@pytest.fixture
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of many checks in which no report is looked at: drawing one takes longer than all the rest."""
-    monkeypatch.setattr(check_module, "_rendered", lambda *_: None)
-
-
 def dark(images: Any) -> Any:
     return images * 0.6
 

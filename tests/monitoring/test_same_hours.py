@@ -32,6 +32,7 @@ def weekly(watched_settings: Settings) -> Settings:
     return watched_settings.model_copy(update={"monitor": monitor})
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_dark_hour_that_comes_every_week_is_usual(
     engine: sa.Engine, watched_settings: Settings, weekly: Settings, deploy: Any
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_dark_hour_that_comes_every_week_is_usual(
     assert run_check(engine, weekly).verdict != "ok", "what is not usual at this hour is drift"
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_without_history_the_training_is_the_reference(engine: sa.Engine, weekly: Settings, deploy: Any) -> None:
     model = deploy(engine, weekly)
     send(model, 0, NOW)
@@ -64,6 +66,7 @@ def test_without_history_the_training_is_the_reference(engine: sa.Engine, weekly
     assert check.compared_with.reference == "training"
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_last_weeks_drift_is_not_what_is_usual(engine: sa.Engine, weekly: Settings, deploy: Any) -> None:
     model = deploy(engine, weekly)
     send(model, 1, NOW - WEEK)
