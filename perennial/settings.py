@@ -311,7 +311,7 @@ class MonitorSettings(Section):
     report: Literal["always", "drift", "never"] = Field(
         "always",
         description="When a check draws its report, which is over half of what it costs: `always`, where the verdict "
-        "is not `ok` (`drift`), or `never`. The numbers are kept in any case; `perennial ui` shows checks with a report.",
+        "is not `ok` (`drift`), or `never`. The numbers are kept in any case; `perennial ui` shows checks with one.",
     )
     workspace: bool = Field(
         True, description="Add each check's run to the Evidently workspace in `home`, which `perennial ui` shows."
