@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from monitoring.accuracy import loss_p_value
 from monitoring.attribution import Evidence, attribute
@@ -79,12 +81,21 @@ def compare(
         accuracy,
         _decision(engine, settings, live.version, verdict, accuracy, unseen, window),
         gathered.collection,
-        examples_of(verdict, reference, window, thumbnails),
+        examples_of(verdict, reference, window, thumbnails, novel=_only_novel(families, gathered.measured)),
         thumbnails,
         compared,
         usual is not None,
         _rendered(settings, live.version, compared, window, gathered.measured, verdict, families, accuracy),
     )
+
+
+def _only_novel(families: Mapping[str, Family], measured: Measured | None) -> NDArray[np.bool_] | None:
+    """[M], the novel images, where only novelty alarmed."""
+    alarmed = {name for name, family in families.items() if family.alarm and name != WITHIN_CLASSES}
+    if alarmed != {"novelty"} or measured is None:
+        return None
+    rows = [measured.novelty[column.name] for column in families["novelty"].alarmed]
+    return np.asarray(np.any([found.rows for found in rows if found is not None], axis=0))
 
 
 def _rendered(

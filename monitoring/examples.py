@@ -72,7 +72,13 @@ class Example:
 
 
 def examples_of(
-    verdict: Verdict, reference: Reference, window: Window, pictured: Collection[str], *, most: int = MOST
+    verdict: Verdict,
+    reference: Reference,
+    window: Window,
+    pictured: Collection[str],
+    *,
+    novel: NDArray[np.bool_] | None = None,
+    most: int = MOST,
 ) -> tuple[Example, ...]:
     """Up to `most` captured images of the window that show what the verdict says; none where it says that nothing
     changed. Of a concept drift they are images whose label contradicts the model, the surest answers first; else those
@@ -80,6 +86,7 @@ def examples_of(
 
     Args:
         pictured: the digests of reference images that can be shown, among which the nearest are sought.
+        novel: [M] where a few images like nothing in the reference are all that was found: these, and no others.
     """
     scores = window.scores
     whole = np.isfinite(scores.embedding).all(axis=1) & np.isfinite(scores.confidence)
@@ -87,11 +94,15 @@ def examples_of(
     contradicted = verdict is Verdict.CONCEPT_DRIFT
     if contradicted:
         at = [place for place in at if scores.labels[place] not in (None, scores.predicted[place])]
+    elif novel is not None:
+        at = [place for place in at if novel[place]]
     if verdict in CALM or not at:
         return ()
     found = domain_scores(reference.scores.embedding, scores.embedding)
     drift = np.full(len(scores), 0.5) if found is None else share_below(*found)
     worth = scores.confidence[at].astype(np.float64) if contradicted else _drifted(drift, found)[at]
+    if novel is not None and not contradicted:
+        worth = (1 + worth) / 2  # each is worth showing, though a classifier of whole windows may not see it
     points, places = _standardised(reference.scores, scores.embedding[at])
     shown = [place for place, digest in enumerate(reference.scores.digests) if digest in pictured]
     chosen = apart(worth, points, most, least=_LEAST)

@@ -139,6 +139,24 @@ def test_a_report_is_drawn_when_it_is_wanted(sqlite: sa.Engine, watched_settings
     }  # fmt: skip
 
 
+def test_a_few_images_like_nothing_known_are_told_and_shown(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    rows = np.random.default_rng(0).choice(world.traffic, 300, replace=False)
+    plain, odd = (world.scores(part, labelled=False) for part in (rows[18:], rows[:18]))
+    model.record(plain)
+    noise = np.random.default_rng(1)
+    scale = 6 * noise.choice([-1, 1], odd.embedding.shape)
+    strange = model.record(replace(odd, embedding=odd.embedding + scale))
+    check = run_check(sqlite, watched_settings)
+    assert check.verdict == "data_drift"
+    assert [name for name, family in check.families.items() if family.alarm] == ["novelty"]
+    assert "like nothing in the reference" in check.causes[0].why
+    assert check.examples
+    assert {example.prediction_id for example in check.examples} <= set(strange)
+
+
 @pytest.mark.usefixtures("without_reports")
 def test_two_of_three_windows_open_drift_and_three_clean_ones_close_it(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any

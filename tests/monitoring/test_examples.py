@@ -71,6 +71,14 @@ def test_planted_outliers_come_first_and_near_copies_once(reference: Reference, 
     assert all(each.why is Why.DRIFTED and each.image_url == f"i{each.prediction_id[1:]}" for each in found)
 
 
+def test_where_only_a_few_are_novel_these_are_shown_and_no_others(reference: Reference, planted: Window) -> None:
+    novel = np.zeros(300, dtype=bool)
+    novel[[7, 80, 200, 287]] = True
+    found = examples_of(Verdict.DATA_DRIFT, reference, planted, (), novel=novel)
+    assert {each.prediction_id for each in found} == {"p7", "p80", "p200", "p287"}
+    assert found[0].prediction_id == "p287", "the furthest first"
+
+
 def test_beside_each_are_the_nearest_reference_images_that_have_a_thumbnail(
     reference: Reference, planted: Window
 ) -> None:
