@@ -39,6 +39,13 @@ def _config(calculation: MetricCalculationBase) -> MetricConfig:
     return MetricConfig(metric_id=config.metric_id, params=parameters)
 
 
+def _told(
+    calculation: Any, context: Any, current_data: Dataset, reference_data: Dataset | None
+) -> tuple[ByLabelValue, ByLabelValue | None]:
+    """Computes nothing: what the metric shows is what it was told."""
+    return calculation.result(calculation.metric.found), None
+
+
 class CheckVerdict(ByLabelMetric):  # type: ignore[misc]  # evidently has no types
     """1 for the verdict of the check, 0 for each of the others."""
 
@@ -67,12 +74,7 @@ class CheckAccuracy(ByLabelMetric):  # type: ignore[misc]  # evidently has no ty
 
 
 class CheckAccuracyCalculation(ByLabelCalculation[CheckAccuracy]):  # type: ignore[misc]  # evidently has no types
-    to_metric_config = _config
-
-    def calculate(
-        self, context: Any, current_data: Dataset, reference_data: Dataset | None
-    ) -> tuple[ByLabelValue, ByLabelValue | None]:
-        return self.result(self.metric.found), None
+    to_metric_config, calculate = _config, _told
 
     def display_name(self) -> str:
         return "Accuracy as the check found it"
@@ -112,12 +114,7 @@ class DomainClassifier(ByLabelMetric):  # type: ignore[misc]  # evidently has no
 
 
 class DomainClassifierCalculation(ByLabelCalculation[DomainClassifier]):  # type: ignore[misc]  # evidently has no types
-    to_metric_config = _config
-
-    def calculate(
-        self, context: Any, current_data: Dataset, reference_data: Dataset | None
-    ) -> tuple[ByLabelValue, ByLabelValue | None]:
-        return self.result(self.metric.found), None
+    to_metric_config, calculate = _config, _told
 
     def display_name(self) -> str:
         return "Domain classifier on embeddings"

@@ -199,7 +199,7 @@ def _sources(reference: Reference, window: Window) -> tuple[dict[str, float], li
     if len(large) < 2:
         return {}, []
     sent_by = np.array(window.sources, dtype=str)
-    drift = unlike_reference(reference.scores, window.scores)
+    drift = unlike_reference(reference.embedded, window.scores)
     unlike = {name: float(drift[sent_by == name].mean()) for name in large}
     loud = [name for name in large if unlike[name] >= _UNLIKE]
     others = ~np.isin(sent_by, loud)

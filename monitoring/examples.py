@@ -98,7 +98,7 @@ def examples_of(
         at = [place for place in at if novel[place]]
     if verdict in CALM or not at:
         return ()
-    found = domain_scores(reference.scores.embedding, scores.embedding)
+    found = domain_scores(reference.embedded.embedding, scores.embedding)
     drift = np.full(len(scores), 0.5) if found is None else share_below(*found)
     worth = scores.confidence[at].astype(np.float64) if contradicted else _drifted(drift, found)[at]
     if novel is not None and not contradicted:

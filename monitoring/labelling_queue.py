@@ -63,7 +63,7 @@ def most_informative(reference: Reference, window: Window, count: int, *, seed: 
     if not len(scores):
         return []
     whole = np.asarray(np.isfinite(np.hstack([scores.embedding, scores.probabilities])).all(axis=1))
-    drift = unlike_reference(reference.scores, scores, seed=seed)
+    drift = unlike_reference(reference.embedded, scores, seed=seed)
     asked = [
         at
         for at, (label, image) in enumerate(zip(scores.labels, window.images, strict=True))

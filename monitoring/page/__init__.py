@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from monitoring import wording
@@ -27,7 +27,7 @@ from monitoring.pictures import captured_pictures
 from monitoring.verdict import CALM
 from monitoring.window import Reference, Window
 from perennial.images import ImageLimits, InputRule
-from perennial.pages import TEMPLATES
+from perennial.pages import page_environment
 from perennial.settings import Settings
 from perennial.storage import Storage
 from perennial.thumbnails import data_uri
@@ -151,13 +151,7 @@ def _bytes_of_pictures(shown: Shown) -> int:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters |= {
         "share": lambda value: f"{100 * value:.1f} %",
         "interval": _interval,

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +30,7 @@ from perennial.ledger.ids import new_id
 from perennial.ledger.schema import predictions
 from perennial.settings import Settings
 from perennial.storage import Storage
+from tests.monitoring.conftest import wait_for
 
 
 @pytest.fixture
@@ -353,15 +353,6 @@ def watching(folder: Path) -> Iterator[Callable[[], str]]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
 
 
 def checks_running(settings: Settings) -> list[int]:

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from perennial import ledger
 from perennial.ledger import EventKind, open_ledger
 from perennial.settings import Settings, load_settings
+from tests.monitoring.conftest import wait_for
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -92,16 +93,6 @@ def watching(cwd: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
 
 
 def metrics_at(port: int) -> str:

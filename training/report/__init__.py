@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from perennial.bundle import CurvePoint, Estimate, Finding, Ladder, Manifest
 from perennial.graph import GraphOutput
 from perennial.images import ImageLimits
-from perennial.pages import TEMPLATES
+from perennial.pages import page_environment
 from training import verdict
 from training.datasets import DEFAULT_LIMITS, LabelledImages, Row
 from training.errors import ErrorAnalysis, analyse
@@ -133,13 +133,7 @@ class _Pictures:
 
 
 def _environment(location: str) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
 
     def place(path: str) -> str:
         """Relative to the data, where it lies in there."""
