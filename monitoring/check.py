@@ -7,15 +7,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from monitoring import page
 from monitoring.collection import Facts, examine
-from monitoring.comparison import WITHIN_CLASSES, compare, incomparable
+from monitoring.comparison import WITHIN_CLASSES, Finding, compare, incomparable
 from monitoring.decode_failures import read_failures
 from monitoring.detectors import Family
+from monitoring.drawing import Drawing, DrawingHere, Drawn
+from monitoring.drawn import numbers, sides
 from monitoring.drift_events import History, Told, changes, is_requested, read_history
 from monitoring.examples import Example
 from monitoring.live import live_model
@@ -23,17 +25,14 @@ from monitoring.live_accuracy import Accuracies
 from monitoring.persistence import FalseAlarms, Looked, Persistence, State
 from monitoring.policy import RetrainDecision
 from monitoring.prune import prune_reports
-from monitoring.verdict import Cause, Verdict
+from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Window, read_reference, read_window
 from perennial import ledger
-from perennial.errors import LedgerUnavailable, StorageUnavailable, WorkspaceUnavailable
+from perennial.errors import DrawingFailed, LedgerUnavailable, StorageUnavailable, WorkspaceUnavailable
+from perennial.ids import new_id
 from perennial.ledger import EventKind
-from perennial.ledger.ids import new_id
 from perennial.settings import Settings
 from perennial.storage import Storage
-
-if TYPE_CHECKING:
-    from evidently.core.report import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +114,9 @@ class Check:
         }
 
 
-def run_check(engine: sa.Engine, settings: Settings) -> Check:
+def run_check(engine: sa.Engine, settings: Settings, drawing: Drawing | None = None) -> Check:
     """Check the live version of `settings.name`: write the report, the check row and the events it gives rise to.
+    Evidently's part is left to `drawing`; without one it is drawn here.
 
     Raises:
         NoLiveModel: nothing has been deployed.
@@ -162,8 +162,9 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
         if found.compared is not None
         else None,
     )
-    wanted = settings.monitor.report != "never"
-    if wanted and found.compared is not None and (found.run is not None or found.examples):
+    drawing = drawing or DrawingHere()
+    evidently = _drawn(drawing, settings, version, found, window)
+    if found.compared is not None and (evidently.wanted or (found.examples and settings.monitor.report != "never")):
         html = page.of_check(
             check.document(),
             settings,
@@ -173,7 +174,8 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
             properties=found.families.get("properties"),
             examples=found.examples,
             thumbnails=found.thumbnails,
-            run=found.run,
+            evidently=evidently.html,
+            missing=evidently.missing,
         )
         report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", html.encode())
         check = replace(check, report_url=report_url)
@@ -194,9 +196,47 @@ def run_check(engine: sa.Engine, settings: Settings) -> Check:
     except (StorageUnavailable, LedgerUnavailable) as error:
         # The check is written; a report too many is no reason to say that it failed.
         logger.warning("old reports are left where they are: %s", error)
-    if found.run is not None and settings.monitor.workspace:
-        _add_to_workspace(settings, found.run)
+    if evidently.html is not None and settings.monitor.workspace:
+        _add_to_workspace(settings, drawing)
     return check
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidently:
+    """Its report, or why there is none though it was `wanted`."""
+
+    wanted: bool
+    html: str | None = None
+    missing: str = ""
+
+
+def _drawn(drawing: Drawing, settings: Settings, version: str, found: Finding, window: Window) -> _Evidently:
+    wanted = {"always": True, "drift": found.verdict not in CALM, "never": False}[settings.monitor.report]
+    if not wanted or found.measured is None or found.compared is None:
+        return _Evidently(False)
+    reference, current = sides(found.compared, window.scores, found.measured)
+    drawn = Drawn(
+        reference,
+        current,
+        numbers(found.verdict, found.families, found.accuracy, found.measured),
+        alpha=settings.monitor.alpha,
+        least_labels=settings.monitor.min_labels,
+        at=datetime.now(UTC),
+        name=f"{settings.name} {version}",
+        metadata={
+            "model_version": version,
+            "rows": str(window.rows),
+            "precision": window.precision,
+            "window_end": window.end.isoformat() if window.end else "",
+        },
+        tags=(str(found.verdict),),
+    )
+    try:
+        return _Evidently(True, html=drawing.html(drawn))
+    except DrawingFailed as error:
+        # What was found stands without it.
+        logger.warning("the report is without Evidently's part: %s", error)
+        return _Evidently(True, missing=str(error))
 
 
 def _warn_of_the_future(window: Window) -> None:
@@ -211,12 +251,10 @@ def _warn_of_the_future(window: Window) -> None:
         )
 
 
-def _add_to_workspace(settings: Settings, run: Snapshot) -> None:
-    from monitoring.workspace import add_run  # as heavy as the report
-
+def _add_to_workspace(settings: Settings, drawing: Drawing) -> None:
     try:
-        add_run(settings.workspace_path, settings.name, run, settings.monitor.keep_reports)
-    except WorkspaceUnavailable as error:
+        drawing.keep(settings.workspace_path, settings.name, settings.monitor.keep_reports)
+    except (WorkspaceUnavailable, DrawingFailed) as error:
         # The check and its report are written; the workspace only draws them over time.
         logger.warning("this check is missing in `perennial ui`: %s", error)
 

@@ -5,13 +5,10 @@ Evidently computes none of these. Each is told its numbers, so that what is draw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from monitoring.detectors import Family
-from monitoring.live_accuracy import Accuracies
+from monitoring.drawing import Numbers
 from monitoring.quiet_evidently import quietly
-from monitoring.verdict import Verdict
 
 with quietly():
     from evidently import Dataset
@@ -26,9 +23,6 @@ with quietly():
         MetricConfig,
     )
     from evidently.legacy.renderers.html_widgets import CounterData, counter
-
-#: Families that test column by column; the class mix is one column more.
-_BY_COLUMN: Final = ("properties", "output")
 
 
 def _config(calculation: MetricCalculationBase) -> MetricConfig:
@@ -120,26 +114,7 @@ class DomainClassifierCalculation(ByLabelCalculation[DomainClassifier]):  # type
         return "Domain classifier on embeddings"
 
 
-def check_metrics(verdict: Verdict, families: Mapping[str, Family], accuracy: Accuracies) -> list[Any]:
-    """The metrics that say what a check came to, for `report.render`."""
-    columns = [
-        column.alarm
-        for name in _BY_COLUMN
-        if name in families
-        for column in families[name].columns
-        if column.problem is None
-    ]
-    if "class_mix" in families and families["class_mix"].skipped is None:
-        columns.append(families["class_mix"].alarm)
-    known = {
-        "by labels": accuracy.labels,
-        "estimated": accuracy.estimated,
-        "in the reference": accuracy.reference,
-    }
-    metrics = [CheckVerdict(found={str(each): float(each is verdict) for each in Verdict})]
-    if columns:
-        metrics.append(DriftedColumns(found={"drifted": sum(map(bool, columns)), "tested": len(columns)}))
-    accuracies = {name: float(found.value) for name, found in known.items() if found is not None}
-    if accuracies:
-        metrics.append(CheckAccuracy(found=accuracies))
-    return metrics
+def check_metrics(numbers: Numbers) -> list[Any]:
+    """The metrics that say what a check came to."""
+    told = {CheckVerdict: numbers.verdicts, DriftedColumns: numbers.drifted, CheckAccuracy: numbers.accuracies}
+    return [metric(found=dict(found)) for metric, found in told.items() if found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import sqlalchemy as sa
@@ -31,9 +31,6 @@ from perennial import ledger
 from perennial.bundle import Manifest
 from perennial.settings import Settings
 
-if TYPE_CHECKING:
-    from evidently.core.report import Snapshot
-
 #: A family that tells causes apart and raises no alarm of its own.
 WITHIN_CLASSES: Final = "embedding_within_classes"
 
@@ -41,7 +38,7 @@ WITHIN_CLASSES: Final = "embedding_within_classes"
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What comparing a window came to. `compared` is what with, which with `same_hours` is not the bundle's reference;
-    `run` is Evidently's, None where nothing was tested."""
+    `measured` is None where nothing was tested."""
 
     verdict: Verdict
     causes: tuple[Cause, ...]
@@ -53,7 +50,7 @@ class Finding:
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     compared: Reference | None = None
     same_hours: bool = False
-    run: Snapshot | None = None
+    measured: Measured | None = None
 
 
 def compare(
@@ -85,7 +82,7 @@ def compare(
         thumbnails,
         compared,
         usual is not None,
-        _rendered(settings, live.version, compared, window, gathered.measured, verdict, families, accuracy),
+        gathered.measured,
     )
 
 
@@ -96,43 +93,6 @@ def _only_novel(families: Mapping[str, Family], measured: Measured | None) -> ND
         return None
     rows = [measured.novelty[column.name] for column in families["novelty"].alarmed]
     return np.asarray(np.any([found.rows for found in rows if found is not None], axis=0))
-
-
-def _rendered(
-    settings: Settings,
-    version: str,
-    reference: Reference,
-    window: Window,
-    measured: Measured | None,
-    verdict: Verdict,
-    families: Mapping[str, Family],
-    accuracy: Accuracies,
-) -> Snapshot | None:
-    """Evidently's report; None where nothing was tested, or none is wanted."""
-    wanted = {"always": True, "drift": verdict not in CALM, "never": False}[settings.monitor.report]
-    if measured is None or not wanted:
-        return None
-    # Seconds and hundreds of megabytes: only where there is something to show.
-    from monitoring import report
-    from monitoring.check_metrics import check_metrics
-
-    return report.render(
-        reference,
-        window.scores,
-        measured,
-        alpha=settings.monitor.alpha,
-        least_labels=settings.monitor.min_labels,
-        at=datetime.now(UTC),
-        name=f"{settings.name} {version}",
-        metadata={
-            "model_version": version,
-            "rows": str(window.rows),
-            "precision": window.precision,
-            "window_end": window.end.isoformat() if window.end else "",
-        },
-        tags=[str(verdict)],
-        found=check_metrics(verdict, families, accuracy),
-    )
 
 
 def incomparable(manifest: Manifest, window: Window, facts: Facts) -> Finding:

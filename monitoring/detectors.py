@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2_contingency, fisher_exact
+from scipy.stats import fisher_exact
 
 from monitoring.embedding import Separation
 from monitoring.novelty import Novelty
@@ -20,7 +20,6 @@ from monitoring.window import Answers, Scores
 from perennial.effects import LEAST_SPREAD, shares, standardised_distance
 
 _MIN_VALUES: Final = 20  # of each side; fewer say nothing about a column
-_POOL_BELOW: Final = 10  # classes with fewer rows on both sides together are tested as one: chi-square needs counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,26 +181,6 @@ def labels(
     ]
     family = _family(halved, floor)
     return Family(halved[0].effect, family.p_value, family.alarm, floor, family.columns)
-
-
-def two_sample_chi_square(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """The p-value of homogeneity of two samples of categories. 1 where there is one category only.
-
-    Evidently's own `chisquare` takes the reference for exact and alarms too often for it; this one does not.
-    """
-    names, inverse = np.unique(np.concatenate([left, right]).astype(str), return_inverse=True)
-    table = np.stack(
-        [
-            np.bincount(inverse[: len(left)], minlength=len(names)),
-            np.bincount(inverse[len(left) :], minlength=len(names)),
-        ]
-    )
-    rare = table.sum(axis=0) < _POOL_BELOW
-    table = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)])
-    table = table[:, table.sum(axis=0) > 0]
-    if table.shape[1] < 2 or (table.sum(axis=1) == 0).any():
-        return 1.0
-    return float(chi2_contingency(table, correction=False).pvalue)
 
 
 def _family(columns: Sequence[Column], floor: float) -> Family:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from monitoring.detectors import two_sample_chi_square, usable
+from monitoring.chi_square import two_sample_chi_square
+from monitoring.detectors import usable
 from monitoring.embedding import Separation, separate, separate_within, separate_within_grown, unlikeness
 from monitoring.novelty import Novelty, find_novel
 from monitoring.window import Reference, Scores

@@ -17,7 +17,7 @@ from typing import Any, Final
 from monitoring.check_metrics import CheckAccuracy, CheckVerdict, DomainClassifier, DriftedColumns
 from monitoring.quiet_evidently import quietly
 from perennial.errors import WorkspaceUnavailable
-from perennial.ledger.ids import new_id
+from perennial.ids import new_id
 
 with quietly():
     from evidently.core.report import Snapshot

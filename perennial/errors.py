@@ -241,6 +241,13 @@ class WorkspaceUnavailable(PerennialError):
     slug = "workspace-unavailable"
 
 
+class DrawingFailed(PerennialError):
+    """Evidently's report of a check could not be drawn."""
+
+    title = "Evidently's report could not be drawn"
+    slug = "drawing-failed"
+
+
 # --- traffic ---------------------------------------------------------------------------------------------
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from perennial.errors import InvalidParameter, PredictionPending, UnknownLabel, UnknownModel, UnknownPrediction
+from perennial.ids import milliseconds_of
 from perennial.ledger import labels, models, predictions
-from perennial.ledger.ids import milliseconds_of
 from perennial.ledger.labels import Feedback
 from service import metrics
 from service.limits import source_of

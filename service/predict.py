@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from perennial.errors import InvalidImage, InvalidParameter, Overloaded
-from perennial.ledger.ids import new_id
+from perennial.ids import new_id
 from perennial.ledger.predictions import Prediction
 from service import metrics, problems
 from service.captures import Captures

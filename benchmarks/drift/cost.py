@@ -2,7 +2,8 @@
 
 A model is trained on handwritten digits; the ledger is filled with predictions like those of its reference: a fifth of
 older versions, one in sixteen with a label, and with the checks that a watcher would have made. Each run is a process
-of its own, so starting Python and importing everything is part of it.
+of its own, so starting Python and importing everything is part of it. Importing Evidently alone, which a check cannot
+draw its report without, is timed in turn with the checks.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from monitoring.window import Reference, read_reference
 from perennial import ledger
 from perennial.bundle import Bundle, upload_bundle
 from perennial.graph import FLOAT32
+from perennial.ids import new_id
 from perennial.ledger import open_ledger
-from perennial.ledger.ids import new_id
 from perennial.ledger.predictions import Prediction
 from perennial.ledger.schema import checks, labels, predictions
 from perennial.settings import Settings, load_settings
@@ -48,28 +49,45 @@ _BLOCK: Final = 10_000
 _SLOT: Final = 65_536
 _PACE: Final = 6  # milliseconds between rows, so that a block fits a slot
 
-#: Starts a command and says how long it took and what it held. In a process of its own that is small: what Linux calls
-#: the peak of a new process is at least what the process held that started it.
+#: Starts a command and says how long it took and what it and its children held, looked at every 20 ms: the sum of what
+#: each is resident in, so what they share counts twice. In a process of its own that is small: what Linux calls the
+#: peak of a new process is at least what the process held that started it.
 _STOPWATCH: Final = """
-import json, os, sys, time
+import json, os, sys, threading, time
+pages, over = [0], threading.Event()
+def look():
+    while not over.wait(0.02):
+        held = 0
+        for each in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.getpgid(int(each)) == child:
+                    with open(f"/proc/{each}/statm") as sizes:
+                        held += int(sizes.read().split()[1])
+            except OSError:
+                continue  # it has just ended
+        pages.append(held)
 began = time.perf_counter()
-child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, setpgroup=0)
+threading.Thread(target=look, daemon=True).start()
 _, status, usage = os.wait4(child, 0)
 seconds = time.perf_counter() - began
-found = [os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]
-print(json.dumps(found), file=sys.stderr)
+over.set()
+peak = max(usage.ru_maxrss / 1024, max(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, peak]), file=sys.stderr)
 """
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of `runs` checks: the medians of wall and processor seconds, and the most mebibytes that one was resident in."""
+    """Of `runs` checks: the medians of wall and processor seconds, and the most mebibytes that one's processes were
+    resident in. `import_seconds` is the median of as many imports of Evidently, each between two checks."""
 
     database: str
     ledger_rows: int
     window: int
     runs: int
     seconds: float
+    import_seconds: float
     processor_seconds: float
     mebibytes: float
     verdict: str
@@ -104,17 +122,19 @@ def measure(
 def _measured(settings: Settings, database: str, rows: int, window: int, runs: int) -> Cost:
     timed, verdict = [], ""
     for number in range(runs + 1):
+        imported = _timed("-c", "import evidently")[0]
         seconds, processor, mebibytes, document = run_monitor(settings, window)
-        if number:  # the first one finds nothing in the disk's cache
-            timed.append((seconds, processor, mebibytes))
+        if number:  # the first ones find nothing in the disk's cache
+            timed.append((seconds, imported, processor, mebibytes))
             verdict = document["verdict"]
-    walls, processors, peaks = zip(*timed, strict=True)
+    walls, imports, processors, peaks = zip(*timed, strict=True)
     return Cost(
         database,
         rows,
         window,
         runs,
         round(median(walls), 2),
+        round(median(imports), 2),
         round(median(processors), 2),
         round(max(peaks), 1),
         verdict,
@@ -124,23 +144,29 @@ def _measured(settings: Settings, database: str, rows: int, window: int, runs: i
 def run_monitor(settings: Settings, window: int) -> tuple[float, float, float, dict[str, Any]]:
     """Seconds, processor seconds, mebibytes and the JSON of one `perennial monitor --json`."""
     environment = {
-        **os.environ,
         "PERENNIAL_HOME": str(settings.home_path),
         "PERENNIAL_DATABASE_URL": settings.database_url,
         "PERENNIAL_NAME": settings.name,
         "PERENNIAL_MONITOR__WINDOW": str(window),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    command = [sys.executable, "-m", "commands.main", "monitor", "--json"]
+    *taken, said = _timed("-m", "commands.main", "monitor", "--json", folder=settings.home_path, **environment)
+    seconds, processor, mebibytes = taken
+    return seconds, processor, mebibytes, json.loads(said)
+
+
+def _timed(*arguments: str, folder: Path | None = None, **environment: str) -> tuple[float, float, float, str]:
+    """Seconds, processor seconds, mebibytes and the output of Python with such arguments."""
+    path = os.pathsep.join(each for each in sys.path if each)
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _STOPWATCH, *command],
-        env=environment, cwd=settings.home_path, capture_output=True, text=True, check=True,
+        [sys.executable, "-I", "-S", "-c", _STOPWATCH, sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path, "DO_NOT_TRACK": "1", **environment},
+        cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
     *said, last = done.stderr.splitlines()
     code, seconds, processor, mebibytes = json.loads(last)
     if code != 0:
-        raise RuntimeError(f"perennial monitor ended with {code}: {' '.join(said)}")
-    return seconds, processor, mebibytes, json.loads(done.stdout)
+        raise RuntimeError(f"{' '.join(arguments)} ended with {code}: {' '.join(said)}")
+    return seconds, processor, mebibytes, done.stdout
 
 
 @contextmanager

@@ -53,7 +53,8 @@ _TONES: Final = {"ok": "good", "insufficient_data": "caution"}
 class Shown:
     """What a page is made of. `check` is the document of a check made `at` a moment; `compared` of the window's images
     were compared, and `captured` of these are kept. `pictures` has by URL a captured image's data URI, or None and why
-    there is none; `thumbnails` by digest a reference image's data URI. `evidently` is its report as HTML."""
+    there is none; `thumbnails` by digest a reference image's data URI. `evidently` is its report as HTML, or it is
+    `missing` for a reason."""
 
     check: Mapping[str, Any]
     at: datetime
@@ -65,6 +66,7 @@ class Shown:
     pictures: Mapping[str, tuple[str | None, str]] = field(default_factory=dict)
     thumbnails: Mapping[str, str] = field(default_factory=dict)
     evidently: str | None = None
+    missing: str = ""
 
 
 def render(shown: Shown) -> str:
@@ -108,7 +110,8 @@ def of_check(
     properties: Family | None,
     examples: Sequence[Example],
     thumbnails: Mapping[str, bytes],
-    run: Any | None,
+    evidently: str | None,
+    missing: str = "",
 ) -> str:
     """The page of a check, with its pictures out of the storage; one that cannot be had is said so.
 
@@ -116,7 +119,7 @@ def of_check(
         check: its document.
         rule: how the model's input is made of an image.
         thumbnails: JPEG by digest, of reference images.
-        run: Evidently's.
+        evidently: its report, a page of its own; or it is `missing` for a reason.
     """
     limits = ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels)
     urls = [example.image_url for example in examples]
@@ -132,7 +135,8 @@ def of_check(
             examples=examples,
             pictures=captured_pictures(Storage(settings.blobs_url), urls, rule, limits) if urls else {},
             thumbnails={digest: data_uri(thumbnails[digest]) for digest in near},
-            evidently=run.get_html_str(as_iframe=False) if run is not None else None,
+            evidently=evidently,
+            missing=missing,
         )
     )
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from perennial.errors import LeaseHeld
+from perennial.ids import new_id
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.ids import new_id
 from perennial.ledger.schema import leases
 
 

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
+from perennial.ids import first_id
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.ids import first_id
 from perennial.ledger.schema import labels, predictions
 
 

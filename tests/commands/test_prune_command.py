@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perennial.ids import new_id
 from perennial.ledger import leases, open_ledger, predictions
-from perennial.ledger.ids import new_id
 from perennial.ledger.predictions import Prediction
 from perennial.settings import Settings
 from perennial.storage import Storage, capture_key, sha256

@@ -20,9 +20,9 @@ from perennial import ledger
 from perennial.bundle import Bundle, open_bundle, upload_bundle
 from perennial.errors import InvalidBundle
 from perennial.graph import BFLOAT16, FLOAT32, OPENVINO, Graph, GraphOutput, available_precisions
+from perennial.ids import new_id
 from perennial.images import ImageLimits, Pixels, prepare
 from perennial.ledger import open_ledger
-from perennial.ledger.ids import new_id
 from perennial.ledger.predictions import Prediction
 from perennial.settings import Settings, load_settings
 from perennial.storage import Storage, sha256

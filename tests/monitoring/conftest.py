@@ -20,13 +20,16 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
+from monitoring.drawing import Drawn, Numbers
+from monitoring.drawn import separations, sides
+from monitoring.two_sample import Measured
 from monitoring.window import Reference, Scores
 from perennial import ledger
 from perennial.bundle import Bundle, Dataset, Manifest, Pretrained, new_version, upload_bundle, write_bundle
 from perennial.graph import FLOAT32, PROPERTIES
+from perennial.ids import new_id
 from perennial.images import ImageHeader, InputRule
 from perennial.ledger import open_ledger
-from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.settings import Settings, load_settings
@@ -183,6 +186,14 @@ class Deployed:
 
 
 Deploy = Callable[..., Deployed]
+
+
+def drawn_of(
+    reference: Reference, window: Scores, measured: Measured, *, least_labels: int = 100, name: str = "a test"
+) -> Drawn:
+    """What Evidently is told of a comparison, without a check."""
+    told = Numbers(separations=separations(measured))
+    return Drawn(*sides(reference, window, measured), told, 0.0015, least_labels, at=datetime.now(UTC), name=name)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from perennial.ledger import EventKind
 from perennial.ledger.labels import Feedback
 from perennial.settings import Settings
 from perennial.storage import Storage
+from tests.monitoring.conftest import drawn_of
 
 
 def turned(images: Any) -> Any:
@@ -102,13 +102,11 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
 
 
 def test_evidently_shows_the_numbers_that_the_verdict_rests_on(world: Any) -> None:
-    from monitoring import report
+    from monitoring.report import render
 
     reference, window = world.reference(), world.scores(world.traffic[:300], dark)
     measured = two_sample.measure(reference, window)
-    run = report.render(
-        reference, window, measured, alpha=0.0015, least_labels=100, at=datetime.now(UTC), name="a test", metadata={}
-    )
+    run = render(drawn_of(reference, window, measured))
     shown: dict[str, Any] = {}
     for metric in run.dict()["metrics"]:
         kind = metric["config"]["type"].rsplit(":", 1)[-1]

@@ -19,8 +19,8 @@ from monitoring.decode_failures import NONE_FAILED, Failures, read_failures, unr
 from monitoring.metrics import registry
 from monitoring.window import Reference, Window, window_of
 from perennial import ledger
+from perennial.ids import new_id
 from perennial.images import ImageHeader
-from perennial.ledger.ids import new_id
 from perennial.ledger.rejected_images import RejectedImages
 from perennial.settings import MonitorSettings, Settings
 from tests.monitoring.conftest import turned

@@ -12,6 +12,7 @@ from scipy.stats import ks_2samp
 
 from monitoring import detectors
 from monitoring.accuracy import counted
+from monitoring.chi_square import two_sample_chi_square
 from monitoring.detectors import Family
 from monitoring.embedding import separate, separate_within
 from monitoring.evidence import gather
@@ -43,7 +44,7 @@ def families(reference: Scores, window: Scores) -> dict[str, Family]:
         }
         return detectors.shifted(left, right, p_values, alpha=alpha, floor=floor)
 
-    p_value = detectors.two_sample_chi_square(reference.predicted, window.predicted)
+    p_value = two_sample_chi_square(reference.predicted, window.predicted)
     return {
         "properties": shifted("properties", SETTINGS.property_floor),
         "output": shifted("output", SETTINGS.output_floor),
@@ -167,13 +168,11 @@ def test_nan_is_left_out_and_a_column_of_nan_is_named(rng: np.random.Generator) 
     ids=["one class", "one class left", "a class never seen", "the same mix", "empty"],
 )
 def test_the_two_sample_chi_square_gives_a_number(left: list[str], right: list[str], low: float, high: float) -> None:
-    assert low <= detectors.two_sample_chi_square(np.array(left), np.array(right)) <= high
+    assert low <= two_sample_chi_square(np.array(left), np.array(right)) <= high
 
 
 def test_the_two_sample_chi_square_holds_its_level(rng: np.random.Generator) -> None:
-    p_values = [
-        detectors.two_sample_chi_square(rng.integers(0, 10, 400), rng.integers(0, 10, 300)) for _ in range(1000)
-    ]
+    p_values = [two_sample_chi_square(rng.integers(0, 10, 400), rng.integers(0, 10, 300)) for _ in range(1000)]
     assert 0.03 <= np.mean(np.array(p_values) < 0.05) <= 0.07
 
 

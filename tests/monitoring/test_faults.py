@@ -25,8 +25,8 @@ from monitoring import check as check_module
 from monitoring.check import run_check
 from perennial import ledger, retention
 from perennial.errors import LedgerUnavailable
+from perennial.ids import new_id
 from perennial.ledger import open_ledger
-from perennial.ledger.ids import new_id
 from perennial.ledger.schema import predictions
 from perennial.settings import Settings
 from perennial.storage import Storage

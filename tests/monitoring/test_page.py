@@ -20,6 +20,7 @@ from PIL import Image
 from monitoring import page, report, two_sample
 from monitoring.breakdown import ClassChange
 from monitoring.check import Check, run_check
+from monitoring.drawing import DrawingHere
 from monitoring.examples import Example, Neighbour, Why
 from monitoring.page import MOST_BYTES, Shown, render
 from monitoring.window import Reference, Scores, window_of
@@ -28,7 +29,7 @@ from perennial.images import InputRule
 from perennial.ledger import open_ledger
 from perennial.settings import Settings
 from perennial.storage import Storage, capture_key, sha256
-from tests.monitoring.conftest import turned
+from tests.monitoring.conftest import drawn_of, turned
 
 HOSTILE = "</script><script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"'&amp;"
 
@@ -193,9 +194,7 @@ def test_names_from_outside_are_text_and_nothing_else(world: Any, settings: Sett
     reference = Reference(classes, plain.properties, renamed(plain.scores, HOSTILE), plain.held_out)
     scores = renamed(world.scores(world.traffic[:200]), HOSTILE)
     measured = two_sample.measure(reference, scores)
-    run = report.render(
-        reference, scores, measured, alpha=0.0015, least_labels=100, at=datetime.now(UTC), name=HOSTILE, metadata={}
-    )
+    evidently = DrawingHere().html(drawn_of(reference, scores, measured, name=HOSTILE))
     example = Example(
         HOSTILE, "file:///no/such/place.png", Why.DRIFTED, 1.0, HOSTILE, 0.9, HOSTILE, ("brightness", -3.0),
         (Neighbour("r1", HOSTILE, HOSTILE, 1.0),),
@@ -204,7 +203,7 @@ def test_names_from_outside_are_text_and_nothing_else(world: Any, settings: Sett
     window = replace(window_of([]), rows=200, scores=scores, answers=scores.answers)
     html = page.of_check(
         check, settings, InputRule(8, 8), reference, window, properties=None, examples=[example],
-        thumbnails={"r1": b"j"}, run=run,
+        thumbnails={"r1": b"j"}, evidently=evidently,
     )  # fmt: skip
     parsed = Parsed(html)
     nothing_is_loaded(parsed)
@@ -275,9 +274,7 @@ def test_a_model_of_two_classes_with_labels_has_its_report(
     for known, now in ((two(reference.scores), two(scores)), (reference.scores, two(scores))):
         against = replace(reference, scores=known, held_out=np.ones(len(known), dtype=bool))
         measured = two_sample.measure(against, now)
-        run = report.render(
-            against, now, measured, alpha=0.0015, least_labels=20, at=datetime.now(UTC), name="two", metadata={}
-        )
+        run = report.render(drawn_of(against, now, measured, least_labels=20))
         shown = {metric["config"]["type"].rsplit(":", 1)[-1]: metric["value"] for metric in run.dict()["metrics"]}
         assert shown["Accuracy"] == pytest.approx(now.answers.correct.mean())
         assert set(shown["RecallByLabel"]) == few

@@ -23,6 +23,7 @@ from perennial.errors import (
     Overtaken,
     UnknownModel,
 )
+from perennial.ids import new_id
 from perennial.ledger import (
     EventKind,
     checks,
@@ -38,7 +39,6 @@ from perennial.ledger import (
     schema,
 )
 from perennial.ledger.connect import writing
-from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.ledger.rejected_images import RejectedImages

@@ -19,9 +19,9 @@ import sqlalchemy as sa
 from perennial import retention
 from perennial.bundle import Bundle, upload_bundle
 from perennial.errors import LeaseHeld, StorageUnavailable
+from perennial.ids import new_id
 from perennial.ledger import deployments, labels, leases, models, open_ledger, predictions, rejected_images
 from perennial.ledger import retention as ledger_retention
-from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.ledger.rejected_images import RejectedImages

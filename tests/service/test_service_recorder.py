@@ -19,8 +19,8 @@ import pytest
 import sqlalchemy as sa
 
 from perennial.errors import LedgerUnavailable
+from perennial.ids import new_id
 from perennial.ledger import predictions
-from perennial.ledger.ids import new_id
 from perennial.ledger.predictions import Prediction
 from perennial.storage import sha256
 from service.recorder import REFUSED, Recorder, decode, encode

@@ -17,9 +17,9 @@ from PIL import Image
 
 from perennial.bundle import Bundle, Dataset, Manifest, Pretrained, write_bundle
 from perennial.errors import InvalidDataset
+from perennial.ids import new_id
 from perennial.images import ImageHeader, ImageLimits, InputRule
 from perennial.ledger import EventKind, events, labels, models, predictions
-from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.storage import Storage, capture_key, sha256

@@ -29,9 +29,9 @@ from perennial.errors import (
     WeightsChanged,
 )
 from perennial.graph import Graph
+from perennial.ids import new_id
 from perennial.images import ImageLimits, prepare
 from perennial.ledger import EventKind, deployments, events, labels, leases, models, open_ledger, predictions
-from perennial.ledger.ids import new_id
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.settings import Settings, load_settings
