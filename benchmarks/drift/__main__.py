@@ -11,8 +11,8 @@
   python -m benchmarks.drift --worlds digits
   python -m benchmarks.drift --only attribution --seeds 20
 
-Digits are scikit-learn's; photos and sketches are the shared ones (--test-data, or PERENNIAL_TEST_DATA); without those
-the digits alone are measured.
+Digits are scikit-learn's; photos, sketches and steel are the shared ones (--test-data, or PERENNIAL_TEST_DATA); without
+those the digits alone are measured. Nothing in Perennial was chosen by looking at steel.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import Any, Final
 from benchmarks.drift import accuracy, accuracy_plot, attribution, cost, delay, detection, false_alarms, plot
 from benchmarks.drift.methods import METHODS
 from benchmarks.drift.shifts import CAMERA, FAILING_LOUDLY, STRENGTHS, Change
-from benchmarks.drift.worlds import World, build, digits_on_disk, photos_on_disk
+from benchmarks.drift.worlds import World, build, digits_on_disk, photos_on_disk, steel_on_disk
 from benchmarks.transfer import RESULTS, hardware
 
 PARTS: Final = ("detection", "false_alarms", "attribution", "delay", "accuracy", "cost")
-WORLDS: Final = ("digits", "photos")
+WORLDS: Final = ("digits", "photos", "steel")
 _ESTIMATES: Final = 3  # windows of each change, strength and share
 _DELAYS: Final = 5  # streams of each kind, of up to thirty windows each
 
@@ -105,9 +105,10 @@ def _world(name: str, data: Path, folder: Path, more: Mapping[str, Change]) -> W
             name, *digits_on_disk(folder / "digits"), changes, {}, backbone="mobilenet_v3_small", weights="builtin",
             image_size=64, train=400, folder=folder,
         )  # fmt: skip
-    sketches = {attribution.SKETCHES: photos_on_disk(data, "sketch")}
+    others = {attribution.SKETCHES: photos_on_disk(data, "sketch")} if name == "photos" else {}
+    images = photos_on_disk(data, "photo") if name == "photos" else steel_on_disk(data)
     return build(
-        name, *photos_on_disk(data, "photo"), changes, sketches, backbone="mobilenet_v2",
+        name, *images, changes, others, backbone="mobilenet_v2",
         weights=str(data / "weights" / "mobilenet_v2_imagenet.pth"), image_size=224, train=300, folder=folder,
     )  # fmt: skip
 

@@ -107,6 +107,12 @@ def photos_on_disk(data: Path, kind: str) -> tuple[list[Path], list[str]]:
     return found, [path.parent.name for path in found]
 
 
+def steel_on_disk(data: Path) -> tuple[list[Path], list[str]]:
+    """The shared photos of steel with six defects, 200 pixels a side."""
+    found = sorted((data / "neu_surface_defects").glob("*/*.jpg"))
+    return found, [path.parent.name for path in found]
+
+
 def build(
     name: str,
     paths: list[Path],
