@@ -17,7 +17,7 @@ from monitoring.comparison import WITHIN_CLASSES, Finding, compare, incomparable
 from monitoring.decode_failures import read_failures
 from monitoring.detectors import Family
 from monitoring.drawing import Drawing, DrawingHere, Drawn
-from monitoring.drawn import numbers, sides
+from monitoring.drawn import most_moved, numbers, sides
 from monitoring.drift_events import History, Told, changes, is_requested, read_history
 from monitoring.examples import Example
 from monitoring.live import live_model
@@ -214,11 +214,12 @@ def _drawn(drawing: Drawing, settings: Settings, version: str, found: Finding, w
     wanted = {"always": True, "drift": found.verdict not in CALM, "never": False}[settings.monitor.report]
     if not wanted or found.measured is None or found.compared is None:
         return _Evidently(False)
-    reference, current = sides(found.compared, window.scores, found.measured)
+    reference, current = sides(found.compared, window.scores, most_moved(found.families))
     drawn = Drawn(
         reference,
         current,
         numbers(found.verdict, found.families, found.accuracy, found.measured),
+        tested=len(found.measured.p_values),
         alpha=settings.monitor.alpha,
         least_labels=settings.monitor.min_labels,
         at=datetime.now(UTC),

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The rows of a window, or of what it was compared with: the tested columns by name, NaN where a row was left out
-    or has no finite value; the predicted class and the label of each row, None where there is none."""
+    """The rows of a window, or of what it was compared with: some of the tested columns by name, NaN where a row was
+    left out or has no finite value; the predicted class and the label of each row, None where there is none."""
 
     columns: Mapping[str, NDArray[Any]]
     predicted: tuple[str | None, ...]
@@ -43,12 +43,13 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What is to be drawn. `alpha` is of the tests of all columns together; accuracy is drawn where there are
-    `least_labels`."""
+    """What is to be drawn. `alpha` is of the tests of all columns together, of which there were `tested`, drawn or not;
+    accuracy is drawn where there are `least_labels`."""
 
     reference: Side
     window: Side
     numbers: Numbers
+    tested: int
     alpha: float
     least_labels: int
     at: datetime

@@ -17,14 +17,27 @@ from monitoring.window import Reference, Scores
 
 #: Families that test column by column; the class mix is one column more.
 _BY_COLUMN: Final = ("properties", "output")
+#: Columns whose distributions are drawn. Each takes a twelfth of a second and 200 kB.
+MOST_DRAWN: Final = 12
 
 
-def sides(reference: Reference, window: Scores, measured: Measured) -> tuple[Side, Side]:
-    """The reference and the window, in the columns that were tested. Of the reference, outputs and labels of rows that
-    are not held out are left out."""
-    tested = list(measured.p_values)
+def most_moved(families: Mapping[str, Family], most: int = MOST_DRAWN) -> list[str]:
+    """The columns to draw: those that alarmed, then those with the largest effect, of the families that test column by
+    column."""
+    tested = [
+        column for name in _BY_COLUMN if name in families for column in families[name].columns if column.problem is None
+    ]
+    return [column.name for column in sorted(tested, key=lambda each: (not each.alarm, -each.effect))[:most]]
+
+
+def sides(reference: Reference, window: Scores, columns: Sequence[str]) -> tuple[Side, Side]:
+    """The reference and the window, in these columns. Of the reference, outputs and labels of rows that are not held
+    out are left out."""
     everything = np.ones(len(window), dtype=bool)
-    return _side(reference, reference.scores, tested, reference.held_out), _side(reference, window, tested, everything)
+    return (
+        _side(reference, reference.scores, columns, reference.held_out),
+        _side(reference, window, columns, everything),
+    )
 
 
 def numbers(verdict: Verdict, families: Mapping[str, Family], accuracy: Accuracies, measured: Measured) -> Numbers:
@@ -60,11 +73,11 @@ def separations(measured: Measured) -> dict[str, float]:
     }
 
 
-def _side(reference: Reference, scores: Scores, tested: Sequence[str], held_out: NDArray[np.bool_]) -> Side:
+def _side(reference: Reference, scores: Scores, names: Sequence[str], held_out: NDArray[np.bool_]) -> Side:
     outputs = {name: np.where(held_out, column, np.nan) for name, column in output_columns(reference, scores).items()}
     columns = {**property_columns(reference, scores), **outputs}
     return Side(
-        {name: _finite(columns[name]) for name in tested},
+        {name: _finite(columns[name]) for name in names},
         _only(held_out, scores.predicted.astype(str)),
         _only(held_out, scores.labels),
     )

@@ -44,12 +44,14 @@ register_stattest(TWO_SAMPLE_CHI_SQUARE, default_impl=_homogeneity)
 
 
 def render(drawn: Drawn) -> Snapshot:
-    """Run Evidently's report of a check: what it came to first, then the tests of its columns, by the same functions,
-    with its plots; accuracy and recalls where there are labels enough."""
+    """Run Evidently's report of a check: what it came to first, then the tests of some of its columns, by the same
+    functions, with its plots; accuracy and recalls where there are labels enough."""
     numeric = list(drawn.window.columns)
     frames = [_frame(side) for side in (drawn.reference, drawn.window)]
     metrics: list[Any] = [*check_metrics(drawn.numbers), RowCount()]
-    metrics += [ValueDrift(column=column, method="ks", threshold=drawn.alpha / len(numeric)) for column in numeric]
+    metrics += [
+        ValueDrift(column=column, method="ks", threshold=drawn.alpha / max(1, drawn.tested)) for column in numeric
+    ]
     metrics += [ValueDrift(column=PREDICTED, method=TWO_SAMPLE_CHI_SQUARE.name, threshold=drawn.alpha)]
     metrics += [DomainClassifier(found=dict(drawn.numbers.separations))]
     answered = [frame.loc[frame[_TARGET].notna(), [_TARGET, _PREDICTION]] for frame in frames]

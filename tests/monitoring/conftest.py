@@ -192,8 +192,10 @@ def drawn_of(
     reference: Reference, window: Scores, measured: Measured, *, least_labels: int = 100, name: str = "a test"
 ) -> Drawn:
     """What Evidently is told of a comparison, without a check."""
-    told = Numbers(separations=separations(measured))
-    return Drawn(*sides(reference, window, measured), told, 0.0015, least_labels, at=datetime.now(UTC), name=name)
+    told, tested = Numbers(separations=separations(measured)), list(measured.p_values)
+    return Drawn(
+        *sides(reference, window, tested), told, len(tested), 0.0015, least_labels, at=datetime.now(UTC), name=name
+    )
 
 
 @pytest.fixture
