@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from monitoring.detectors import Family
+from monitoring.detectors import Column, Family
 from monitoring.drawing import Numbers, Side
 from monitoring.live_accuracy import Accuracies
 from monitoring.two_sample import Measured, output_columns, property_columns
@@ -24,10 +24,8 @@ MOST_DRAWN: Final = 12
 def most_moved(families: Mapping[str, Family], most: int = MOST_DRAWN) -> list[str]:
     """The columns to draw: those that alarmed, then those with the largest effect, of the families that test column by
     column."""
-    tested = [
-        column for name in _BY_COLUMN if name in families for column in families[name].columns if column.problem is None
-    ]
-    return [column.name for column in sorted(tested, key=lambda each: (not each.alarm, -each.effect))[:most]]
+    ranked = sorted(_tested(families), key=lambda column: (not column.alarm, -column.effect))
+    return [column.name for column in ranked[:most]]
 
 
 def sides(reference: Reference, window: Scores, columns: Sequence[str]) -> tuple[Side, Side]:
@@ -42,13 +40,7 @@ def sides(reference: Reference, window: Scores, columns: Sequence[str]) -> tuple
 
 def numbers(verdict: Verdict, families: Mapping[str, Family], accuracy: Accuracies, measured: Measured) -> Numbers:
     """What a check came to."""
-    columns = [
-        column.alarm
-        for name in _BY_COLUMN
-        if name in families
-        for column in families[name].columns
-        if column.problem is None
-    ]
+    columns = [column.alarm for column in _tested(families)]
     if "class_mix" in families and families["class_mix"].skipped is None:
         columns.append(families["class_mix"].alarm)
     known = {"by labels": accuracy.labels, "estimated": accuracy.estimated, "in the reference": accuracy.reference}
@@ -71,6 +63,11 @@ def separations(measured: Measured) -> dict[str, float]:
         if found is not None
         for name, value in (("auc", found.auc), ("p_value", found.p_value))
     }
+
+
+def _tested(families: Mapping[str, Family]) -> list[Column]:
+    found = (column for name in _BY_COLUMN if name in families for column in families[name].columns)
+    return [column for column in found if column.problem is None]
 
 
 def _side(reference: Reference, scores: Scores, names: Sequence[str], held_out: NDArray[np.bool_]) -> Side:
