@@ -346,6 +346,22 @@ class RetrainSettings(Section):
         description="The challenger must be better on fresh rows at this level (one-sided, paired).",
     )
     margin: Fraction = Field(0.02, description="Accuracy the challenger may lose on the original held-out rows.")
+    class_margin: Fraction = Field(
+        0.1, description="Recall that it may lose of any class, where that is beyond chance."
+    )
+    calibration_margin: Fraction = Field(
+        0.05, description="Expected calibration error that it may add on the fresh rows, where that is beyond chance."
+    )
+    slowdown: float = Field(
+        1.5, gt=0, description="How many times the champion's milliseconds an image the challenger may take."
+    )
+    quick: float = Field(
+        20.0, ge=0, description="Milliseconds an image that are quick enough whatever the champion takes."
+    )
+    growth: float = Field(2.0, gt=0, description="How many times the champion's bytes the challenger's graph may have.")
+    small: float = Field(
+        50.0, ge=0, description="Megabytes of a graph that are small enough whatever the champion's has."
+    )
     lease: float = Field(3600.0, gt=0, description="Seconds until a dead retrain's lease is free again.")
 
 

@@ -128,18 +128,20 @@ def certificates(
 def measure_speeds(graphs: Mapping[str, Graph]) -> dict[str, float]:
     """Images per second of each graph: one thread, one image at a time. The graphs take turns, and the fastest tenth of
     the runs counts: on a machine that also serves, medians order the precisions by chance."""
-    first = next(iter(graphs.values()))
-    pixels = np.random.default_rng(0).integers(0, 256, (1, first.height, first.width, 3), np.uint8)
-    seconds: dict[str, list[float]] = {precision: [] for precision in graphs}
-    for graph in graphs.values():
-        graph.run(pixels)  # the first run of a thread allocates
+    random = np.random.default_rng(0)
+    pixels = {
+        name: random.integers(0, 256, (1, graph.height, graph.width, 3), np.uint8) for name, graph in graphs.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in graphs}
+    for name, graph in graphs.items():
+        graph.run(pixels[name])  # the first run of a thread allocates
     until = time.perf_counter() + _TIMED_SECONDS * len(graphs)
-    while time.perf_counter() < until or len(seconds[FLOAT32]) < _TIMED_RUNS:
-        for precision, graph in graphs.items():
+    while time.perf_counter() < until or any(len(each) < _TIMED_RUNS for each in seconds.values()):
+        for name, graph in graphs.items():
             began = time.perf_counter()
-            graph.run(pixels)
-            seconds[precision].append(time.perf_counter() - began)
-    return {precision: 1.0 / float(np.quantile(each, _UNDISTURBED)) for precision, each in seconds.items()}
+            graph.run(pixels[name])
+            seconds[name].append(time.perf_counter() - began)
+    return {name: 1.0 / float(np.quantile(each, _UNDISTURBED)) for name, each in seconds.items()}
 
 
 def quantise(graph: Path, pixels: Pixels, path: Path) -> None:

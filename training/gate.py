@@ -7,7 +7,7 @@ them and nothing else, so a decision can be repeated from its evidence.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -15,14 +15,32 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import stats
 
-from perennial.bundle import Bundle, Estimate
+from perennial.bundle import GRAPH, Bundle
 from perennial.graph import Graph, GraphOutput
 from perennial.images import ImageLimits
 from perennial.progress import Progress, silent
+from training.certify import measure_speeds
 from training.datasets import DEFAULT_LIMITS, Row
 from training.evaluate import score
+from training.gate_rules import (
+    Calibration,
+    Costs,
+    GateLimits,
+    Recall,
+    Rule,
+    affordable,
+    better_on_fresh,
+    calibrated,
+    calibration_of,
+    document_of,
+    informed,
+    kept_each_class,
+    kept_on_old,
+    recalls,
+    sound,
+)
 from training.meaning import ChangedClass
-from training.paired import Comparison, PairedAnswers, compare, fewest_rows, smallest_p
+from training.paired import Comparison, PairedAnswers, compare, fewest_rows
 
 Outcome = Literal["pass", "refuse", "wait"]
 
@@ -30,7 +48,6 @@ Outcome = Literal["pass", "refuse", "wait"]
 POWER: Final = 0.8
 #: A difference that would need more than this many times the rows at hand is not worth waiting for.
 PATIENCE: Final = 4.0
-_SHUFFLES: Final = 2000
 _SUM_TOLERANCE: Final = 1e-3
 
 
@@ -39,22 +56,14 @@ class Evidence:
     """All that the gate looks at. `fresh`: labelled captures of the live traffic; `old`: the champion's original
     held-out rows. Neither model was trained on any of them. `changed`: classes whose old rows no longer mean what
     they did, and are therefore not in `old`; `changed_before`: the same from earlier retrains. `faults`: what is wrong
-    with the challenger's numbers as such."""
+    with the challenger's numbers as such; `costs`: what an answer takes, None where it was not measured."""
 
     fresh: PairedAnswers
     old: PairedAnswers
     faults: tuple[str, ...] = ()
     changed: tuple[ChangedClass, ...] = ()
     changed_before: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One condition of the gate, with its numbers in words."""
-
-    name: str
-    passed: bool
-    why: str
+    costs: Costs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,9 @@ class GateDecision:
     fresh: Comparison | None
     old: Comparison | None
     changed: tuple[ChangedClass, ...]
+    classes: Mapping[str, Recall]
+    calibration: Calibration | None
+    costs: Costs | None
     more_labels: int | None = None
 
     def document(self) -> dict[str, Any]:
@@ -78,6 +90,9 @@ class GateDecision:
             "fresh": self.fresh.document() if self.fresh else None,
             "old": self.old.document() if self.old else None,
             "changed_classes": [asdict(changed) for changed in self.changed],
+            "classes": document_of(self.classes),
+            "calibration": _calibration(self.calibration),
+            "costs": asdict(self.costs) if self.costs else None,
             "more_labels": self.more_labels,
         }
 
@@ -102,122 +117,66 @@ def evaluate(
     """
     rows = [*fresh, *old]
     answers: list[tuple[str, ...]] = []
+    sure: list[tuple[float, ...]] = []
     faults: tuple[str, ...] = ()
-    for bundle in (champion, challenger):
-        if rows:
-            output = score(Graph(bundle.graph, threads=threads), rows, bundle.manifest.input, limits, progress)
-            best = output.probabilities.argmax(axis=1)
-            answers.append(tuple(bundle.manifest.classes[index] for index in best))
-        else:
-            output = None
-            answers.append(())
+    graphs = {}
+    for name, bundle in (("champion", champion), ("challenger", challenger)):
+        graphs[name] = Graph(bundle.graph, threads=threads)
+        output = score(graphs[name], rows, bundle.manifest.input, limits, progress) if rows else None
+        probabilities = output.probabilities if output is not None else np.empty((0, len(bundle.manifest.classes)))
+        answers.append(tuple(bundle.manifest.classes[index] for index in probabilities.argmax(axis=1)))
+        sure.append(tuple(probabilities.max(axis=1, initial=0.0).tolist()))
         if bundle is challenger:
             faults = _faults(challenger, output)
     cut = len(fresh)
     labels = tuple(row.label for row in rows)
     return Evidence(
-        fresh=PairedAnswers(labels[:cut], answers[0][:cut], answers[1][:cut]),
-        old=PairedAnswers(labels[cut:], answers[0][cut:], answers[1][cut:]),
+        fresh=PairedAnswers(labels[:cut], answers[0][:cut], answers[1][:cut], sure[0][:cut], sure[1][:cut]),
+        old=PairedAnswers(labels[cut:], answers[0][cut:], answers[1][cut:], sure[0][cut:], sure[1][cut:]),
         faults=faults,
         changed=tuple(changed),
         changed_before=tuple(sorted(changed_before)),
+        costs=_costs(graphs, champion, challenger),
     )
 
 
-def judge(evidence: Evidence, *, alpha: float, margin: float, share: float = 1.0) -> GateDecision:
+def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:
     """Decide.
 
-    The challenger passes if it is better on the fresh rows beyond chance (McNemar's exact test, one-sided, at
-    `alpha`), loses no more than `margin` of accuracy on the old held-out rows, and its numbers are sound. Where it
-    looks better but the rows are too few to tell, the outcome is `wait`.
-
-    Args:
-        share: the share of further labels that will reach the fresh slice; turns rows into labels to wait for.
+    The challenger passes if it is better on the fresh rows beyond chance (McNemar's exact test, one-sided), loses no
+    more than the margins on the old held-out rows and of any class, is as well calibrated, as quick and as small as
+    it has to be, and its numbers are sound. Where only the first is missing, it looks better and the rows are too few
+    to tell, the outcome is `wait`.
     """
     fresh = compare(evidence.fresh) if len(evidence.fresh) else None
     old = compare(evidence.old) if len(evidence.old) else None
-    rules = [_sound(evidence), _better_on_fresh(fresh, alpha), _kept_on_old(evidence, old, margin)]
-    if evidence.changed or evidence.changed_before:
-        rules.append(_informed(evidence.fresh, alpha))
+    gone = {*(changed.label for changed in evidence.changed), *evidence.changed_before}
+    classes, calibration = recalls(evidence.fresh, evidence.old), calibration_of(evidence.fresh)
+    rules = [
+        sound(evidence.faults),
+        better_on_fresh(fresh, limits.alpha),
+        kept_on_old(old, gone, limits.margin),
+        kept_each_class(classes, limits.alpha, limits.class_margin),
+        calibrated(calibration, limits.calibration_margin),
+        *affordable(evidence.costs, limits),
+    ]
+    if gone:
+        rules.append(informed(evidence.fresh, limits.alpha))
     broken = [rule for rule in rules if not rule.passed]
     outcome: Outcome = "refuse" if broken else "pass"
     more = None
     if [rule.name for rule in broken] == ["better_on_fresh"]:
-        needed = _rows_to_decide(fresh, alpha)
+        needed = _rows_to_decide(fresh, limits.alpha)
         have = fresh.rows if fresh else 0
         if needed is not None:
             outcome = "wait"
-            more = max(1, math.ceil((needed - have) / max(share, 0.01)))
+            more = max(1, math.ceil((needed - have) / max(limits.share, 0.01)))
     why = "; ".join(rule.why for rule in (broken or rules))
     if more is not None:
         why += f"; about {more} more labels would settle it"
-    return GateDecision(outcome, why, tuple(rules), fresh, old, evidence.changed, more)
-
-
-def _sound(evidence: Evidence) -> Rule:
-    if evidence.faults:
-        return Rule("sound", False, "the challenger's numbers are not sound: " + "; ".join(evidence.faults))
-    return Rule("sound", True, "the challenger's outputs and reference rows are finite and its probabilities sum to 1")
-
-
-def _better_on_fresh(fresh: Comparison | None, alpha: float) -> Rule:
-    name = "better_on_fresh"
-    if fresh is None:
-        return Rule(name, False, "there are no fresh labelled rows to judge on")
-    numbers = (
-        f"on {fresh.rows} fresh rows the challenger has {_percent(fresh.challenger)}, the champion "
-        f"{_percent(fresh.champion)} (difference {_points(fresh.difference)}, p = {fresh.p_value:.3g})"
+    return GateDecision(
+        outcome, why, tuple(rules), fresh, old, evidence.changed, classes, calibration, evidence.costs, more
     )
-    if smallest_p(fresh.rows) > alpha:
-        return Rule(
-            name,
-            False,
-            f"{numbers}: {fresh.rows} rows cannot reach p <= {alpha:g}, the smallest possible is "
-            f"{smallest_p(fresh.rows):.3g}",
-        )
-    if fresh.difference.value > 0 and fresh.p_value <= alpha:
-        return Rule(name, True, numbers)
-    return Rule(name, False, f"{numbers}: not better beyond chance (p <= {alpha:g})")
-
-
-def _kept_on_old(evidence: Evidence, old: Comparison | None, margin: float) -> Rule:
-    name = "kept_on_old"
-    left_out = ""
-    gone = sorted({*(changed.label for changed in evidence.changed), *evidence.changed_before})
-    if gone:
-        left_out = f" (without {', '.join(gone)}, whose meaning changed)"
-    if old is None:
-        if gone:
-            return Rule(name, True, f"no old held-out rows are left to judge on{left_out}")
-        return Rule(name, False, "there are no original held-out rows to judge on, so nothing shows what was forgotten")
-    numbers = (
-        f"on {old.rows} old held-out rows{left_out} the challenger has {_percent(old.challenger)}, the champion "
-        f"{_percent(old.champion)} (difference {_points(old.difference)})"
-    )
-    if old.difference.value >= -margin - 1e-9:
-        return Rule(name, True, numbers)
-    return Rule(name, False, f"{numbers}: more than the {margin * 100:g} points it may lose")
-
-
-def _informed(fresh: PairedAnswers, alpha: float) -> Rule:
-    """Do the challenger's answers follow the labels more than its class mix alone would (a permutation test)?
-
-    With classes left out of the old rows, a model that had learnt noise, or only the commonest label, could
-    otherwise look better than a champion that knows the old meanings.
-    """
-    codes = {name: code for code, name in enumerate(sorted({*fresh.labels, *fresh.challenger}))}
-    truth = np.array([codes[label] for label in fresh.labels], dtype=np.int64)
-    answer = np.array([codes[label] for label in fresh.challenger], dtype=np.int64)
-    agreed = int((truth == answer).sum())
-    generator = np.random.default_rng(0)
-    by_chance = np.array([(generator.permutation(truth) == answer).sum() for _ in range(_SHUFFLES)])
-    p_value = (1 + int((by_chance >= agreed).sum())) / (1 + _SHUFFLES)
-    numbers = (
-        f"on {len(fresh)} fresh rows the challenger's answers agree with the labels {agreed} times, "
-        f"{by_chance.mean():.1f} times with the labels shuffled (p = {p_value:.3g})"
-    )
-    passed = p_value <= alpha
-    return Rule("informed", passed, numbers if passed else f"{numbers}: it has not learnt what the labels mean")
 
 
 def _rows_to_decide(fresh: Comparison | None, alpha: float) -> int | None:
@@ -257,9 +216,17 @@ def _faults(challenger: Bundle, output: GraphOutput | None) -> tuple[str, ...]:
     return tuple(faults)
 
 
-def _percent(estimate: Estimate) -> str:
-    return f"{estimate.value:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+def _costs(graphs: Mapping[str, Graph], champion: Bundle, challenger: Bundle) -> Costs:
+    speeds = measure_speeds(graphs)
+    return Costs(
+        round(1000 / speeds["champion"], 3),
+        round(1000 / speeds["challenger"], 3),
+        champion.manifest.files[GRAPH].bytes,
+        challenger.manifest.files[GRAPH].bytes,
+    )
 
 
-def _points(estimate: Estimate) -> str:
-    return f"{estimate.value * 100:+.1f} points [{estimate.low * 100:+.1f}, {estimate.high * 100:+.1f}]"
+def _calibration(found: Calibration | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {**asdict(found), "difference": found.difference.model_dump()}

@@ -18,11 +18,14 @@ _Z95: Final = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class PairedAnswers:
-    """The true labels of one slice, and what both models said, row by row, as class names."""
+    """The true labels of one slice, and what both models said, row by row, as class names; how sure each was, where
+    that is known."""
 
     labels: tuple[str, ...]
     champion: tuple[str, ...]
     challenger: tuple[str, ...]
+    champion_confidence: tuple[float, ...] = ()
+    challenger_confidence: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -19,6 +19,7 @@ from perennial.storage import Storage
 from training import captures as labelled
 from training.datasets import Row
 from training.gate import GateDecision, evaluate, judge
+from training.gate_rules import gate_limits
 from training.material import original_data, pinned_rows, trained_on
 from training.meaning import changed_before, changed_classes, inputs_unchanged
 
@@ -177,6 +178,5 @@ def _judge(
             threads=settings.train.threads,
             progress=progress,
         ),
-        alpha=settings.retrain.alpha,
-        margin=settings.retrain.margin,
+        gate_limits(settings.retrain),
     )

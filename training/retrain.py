@@ -28,6 +28,7 @@ from training.datasets import Skipped
 from training.due import open_request, window_start
 from training.fit import FitRequest, fit
 from training.gate import GateDecision, evaluate, judge
+from training.gate_rules import gate_limits
 from training.material import Material, combine, original_data, pinned_rows
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
 from training.paired import fewest_rows
@@ -228,9 +229,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             threads=settings.train.threads,
             progress=run.progress,
         ),
-        alpha=settings.retrain.alpha,
-        margin=settings.retrain.margin,
-        share=settings.retrain.fresh_holdout,
+        gate_limits(settings.retrain, share=settings.retrain.fresh_holdout),
     )
     outcome, why = _settle(run, challenger, decision, material, started, began)
     return RetrainResult(
