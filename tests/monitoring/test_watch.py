@@ -108,6 +108,7 @@ def children_of(pid: int) -> list[int]:
     ]
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_watch_once_asks_for_a_retrain_and_starts_it_in_a_process_of_its_own(
     opened: sa.Engine, configured: Settings, deploy: Any, perennial: Run
 ) -> None:

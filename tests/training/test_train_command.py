@@ -42,6 +42,7 @@ def test_the_first_model_goes_live_and_the_second_is_only_registered(
     folder = write_shapes(tmp_path / "data", classes=("disc", "stripes"), count=12)
     (folder / "disc" / "notes.txt").write_text("not an image")
     options = (str(folder), "--backbone", "squeezenet1_1", "--weights", "none", "--image-size", "40", "--seed", "3")
+    options += ("--strategy", "linear_probe")
     first = run(*options, "--json")
     assert first.exit_code == 0
     document = json.loads(first.stdout)
