@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,6 +114,7 @@ def divide(
     seed: int,
     never_judged: Collection[str] = (),
     never_trained: Collection[str] = (),
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, Split]:
     """Give each fresh capture its side, by digest: `test` is the gate's slice.
 
@@ -124,23 +125,30 @@ def divide(
         validation: share of the others that are kept for calibration.
         never_judged: digests that a judged model was trained on.
         never_trained: digests that must stay held out.
+        groups: the group of each that has near-duplicates; a group is on one side.
     """
+    by_group: dict[str, list[Capture]] = defaultdict(list)
+    for capture in sorted(fresh, key=lambda capture: capture.digest):
+        by_group[(groups or {}).get(capture.digest, capture.digest)].append(capture)
     sides: dict[str, Split] = {}
     free: list[Capture] = []
     rest: list[Capture] = []
-    for capture in fresh:
-        if capture.digest in never_trained:
-            sides[capture.digest] = "test"
-        elif capture.digest in never_judged:
-            rest.append(capture)
+    for members in by_group.values():
+        digests = {capture.digest for capture in members}
+        if digests & set(never_trained):
+            sides.update(dict.fromkeys(digests, "test"))
+        elif digests & set(never_judged):
+            rest.append(members[0])
         else:
-            free.append(capture)
+            free.append(members[0])
     judged = _stratified_share(free, holdout, seed)
-    sides.update(dict.fromkeys(judged, "test"))
     rest += [capture for capture in free if capture.digest not in judged]
     calibrating = _stratified_share(rest, validation, seed)
-    for capture in rest:
-        sides[capture.digest] = "validation" if capture.digest in calibrating else "train"
+    for members in by_group.values():
+        first = members[0].digest
+        if first not in sides:
+            side: Split = "test" if first in judged else "validation" if first in calibrating else "train"
+            sides.update(dict.fromkeys((capture.digest for capture in members), side))
     return sides
 
 

@@ -7,7 +7,7 @@ on now; labelled captures join it; rows whose label no longer means what it did 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
@@ -22,6 +22,7 @@ from perennial.settings import Settings
 from training.captures import Capture, Captures, divide
 from training.datasets import LabelledImages, Row, Split, load
 from training.meaning import ChangedClass
+from training.near_copies import NearCopies
 from training.splitting import HELD_OUT_FIRST
 
 #: From this many fresh rows on, they alone are the new reference: what the challenger will see from now on.
@@ -110,6 +111,7 @@ def combine(
     validation: float,
     changed: Sequence[ChangedClass] = (),
     changed_before: Mapping[str, datetime] | None = None,
+    copies: NearCopies = NearCopies(),  # noqa: B008 - frozen
 ) -> Material:
     """Original data and captures as one set of rows, each image in one role.
 
@@ -124,6 +126,8 @@ def combine(
         changed: classes whose rows from before the fresh window are left out.
         changed_before: the same from earlier retrains, with the moment of the change: rows from before it are left
             out unless the champion knows them.
+        copies: near-duplicates among the captures and of held-out images. None of a held-out image is trained on, and
+            of those that are judged on each group counts once.
 
     Raises:
         InvalidDataset: fewer than two classes have anything left to train on.
@@ -142,6 +146,8 @@ def combine(
             left_out["older captures of a class whose meaning changed"] += 1
         elif capture.digest in held_out:
             left_out["older captures that are held-out images of the original data"] += 1
+        elif capture.digest in copies.of_held_out and capture.digest not in judged_before:
+            left_out["older captures that are near-duplicates of held-out images"] += 1
         elif capture.label in before and capture.at < before[capture.label] and capture.digest not in pinned:
             left_out["older captures of a class whose meaning changed"] += 1
         else:
@@ -165,18 +171,31 @@ def combine(
         validation=validation,
         seed=seed,
         never_judged=trained_on(pinned),
-        never_trained=held_out | judged_before,
+        never_trained=held_out | judged_before | copies.of_held_out,
+        groups=copies.groups,
     )
+    judged = {copies.group(digest) for digest, side in sides.items() if side == "test"}
+    judged |= {copies.group(digest) for digest in judged_before}
+    trained = [one for one in older if one.digest in judged_before or copies.group(one.digest) not in judged]
+    left_out["older captures that are near-duplicates of one that is judged on"] += len(older) - len(trained)
+    older = trained
+    twins = _all_but_one(sides, copies, held_out | judged_before, never=trained_on(pinned))
+    left_out["fresh captures that are near-duplicates of one that is judged on"] += len(twins)
+    sides = {digest: side for digest, side in sides.items() if digest not in twins}
     base = sum(row.weight for row in kept if row.split == "train")
     base += sum(capture.digest not in judged_before for capture in older)
     training = sum(side == "train" for side in sides.values())
     weight = min(MOST_WEIGHT, max(1.0, base / training)) if training else 1.0
-    own_reference = len(captures.fresh) >= REFERENCE_ROWS
+    own_reference = len(sides) >= REFERENCE_ROWS
     rows = [replace(row, reference=row.reference and not own_reference) for row in kept]
     rows += [
         _row(capture, "test" if capture.digest in judged_before else "train", 1.0, reference=False) for capture in older
     ]
-    rows += [_row(capture, sides[capture.digest], weight, reference=True) for capture in captures.fresh]
+    rows += [
+        _row(capture, sides[capture.digest], weight, reference=True)
+        for capture in captures.fresh
+        if capture.digest in sides
+    ]
 
     tests = [row for row in sorted(rows, key=lambda row: row.digest) if row.split == "test"]
     # A class that nothing is left of to learn from cannot be an answer. The gate still judges on its rows.
@@ -193,8 +212,31 @@ def combine(
         images=replace(original, classes=tuple(sorted(classes)), rows=tuple(usable)),
         fresh=tuple(row for row in tests if row.digest in fresh_digests),
         old=tuple(row for row in tests if row.digest not in fresh_digests),
-        left_out=dict(left_out),
+        left_out={why: count for why, count in left_out.items() if count},
     )
+
+
+def _all_but_one(
+    sides: Mapping[str, Split], copies: NearCopies, kept: Collection[str], *, never: Collection[str]
+) -> set[str]:
+    """Of each group of near-duplicates that is judged on, all but one; those that were held out before are `kept`, and
+    those that the champion was trained on are `never`."""
+    seen = {copies.group(digest) for digest in kept}
+    twins = set()
+    for digest in sorted(digest for digest, side in sides.items() if side == "test" and digest not in kept):
+        group = copies.group(digest)
+        if digest in never:
+            twins.add(digest)
+            continue
+        if group in seen:
+            twins.add(digest)
+        seen.add(group)
+    return twins
+
+
+def captured_rows(captures: Captures) -> list[Row]:
+    """Every capture as a row that can be read; on which side it will be is not known yet."""
+    return [_row(capture, "train", 1.0, reference=False) for capture in (*captures.fresh, *captures.older)]
 
 
 def _row(capture: Capture, split: Split, weight: float, *, reference: bool) -> Row:

@@ -22,6 +22,7 @@ from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
 from training.material import original_data, pinned_rows, trained_on
 from training.meaning import changed_before, changed_classes, inputs_unchanged
+from training.near_copies import near_copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +160,14 @@ def _judge(
     before = changed_before(engine, manifest.name, models.lineage(engine, manifest.name, manifest.version))
     left_out = {change.label for change in changed} | set(before)
     captured = {capture.digest for capture in captures}
+    rows = [Row(capture.url, capture.label, capture.digest, "test", origin="capture") for capture in captures]
+    copies = near_copies(rows, [], limits, progress)
+    once = {copies.group(row.digest): row for row in rows}  # ten pictures of one scene are one answer
     return judge(
         evaluate(
             champion,
             challenger,
-            fresh=[Row(capture.url, capture.label, capture.digest, "test", origin="capture") for capture in captures],
+            fresh=list(once.values()),
             old=[
                 row
                 for row in original_data(champion, settings, limits, progress).of("test")

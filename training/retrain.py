@@ -29,8 +29,9 @@ from training.due import open_request, window_start
 from training.fit import FitRequest, fit
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
-from training.material import Material, combine, original_data, pinned_rows
+from training.material import Material, captured_rows, combine, original_data, pinned_rows
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
+from training.near_copies import near_copies
 from training.paired import fewest_rows
 from training.publish import publish
 from training.rungs import SIMPLE
@@ -180,8 +181,9 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
     settings, manifest = run.settings, run.champion.manifest
     changed = _changed(run, captures)
     before = changed_before(run.engine, manifest.name, models.lineage(run.engine, manifest.name, manifest.version))
+    original = original_data(run.champion, settings, run.limits, run.progress)
     material = combine(
-        original_data(run.champion, settings, run.limits, run.progress),
+        original,
         captures,
         pinned_rows(run.champion),
         seed=manifest.seed,
@@ -189,6 +191,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         validation=settings.train.validation,
         changed=changed,
         changed_before=before,
+        copies=near_copies(captured_rows(captures), original.of("test"), run.limits, run.progress),
     )
     fitted = fit(
         FitRequest(

@@ -27,6 +27,7 @@ from training.captures import Capture, Captures, divide, find, verified
 from training.datasets import LabelledImages, Row
 from training.material import MOST_WEIGHT, Material, Pinned, combine
 from training.meaning import ChangedClass, changed_before
+from training.near_copies import NearCopies, near_copies
 
 CLASSES = ("a", "b")
 EPOCH = datetime(2026, 3, 1, tzinfo=UTC)
@@ -347,3 +348,80 @@ def test_captures_that_an_earlier_gate_judged_on_stay_held_out_and_guard_what_wa
     assert {splits[one.digest] for one in older[9:]} == {"train"}
     assert judged <= {row.digest for row in material.old}
     assert {row.digest for row in material.fresh} <= {one.digest for one in fresh}
+
+
+# --- near-duplicates -------------------------------------------------------------------------------------
+
+
+def used(material: Material, split: str) -> set[str]:
+    return {row.digest for row in material.images.rows if row.origin == "capture" and row.split == split}
+
+
+def test_near_duplicates_are_on_one_side_and_judged_on_once() -> None:
+    fresh = [capture(n, CLASSES[n % 2]) for n in range(60)]
+    # Three scenes that were filmed ten times each, and thirty pictures of their own.
+    scenes = {fresh[n].digest: fresh[n % 3].digest for n in range(30)}
+    for seed in range(5):
+        sides = divide(fresh, holdout=0.5, validation=0.2, seed=seed, groups=scenes)
+        assert len(sides) == 60
+        for scene in set(scenes.values()):
+            assert len({sides[digest] for digest, group in scenes.items() if group == scene}) == 1
+        material = together(original(), fresh_only(*fresh), holdout=0.5, seed=seed, copies=NearCopies(scenes))
+        judged = [row.digest for row in material.fresh]
+        groups = [scenes.get(digest, digest) for digest in judged]
+        assert len(set(groups)) == len(groups) > 10
+        trained = used(material, "train") | used(material, "validation")
+        assert not {scenes.get(digest, digest) for digest in trained} & set(groups)
+        left_out = material.left_out.get("fresh captures that are near-duplicates of one that is judged on", 0)
+        assert len(judged) + len(trained) + left_out == 60
+
+
+def test_nothing_like_a_held_out_image_is_trained_on() -> None:
+    fresh = [capture(n, CLASSES[n % 2]) for n in range(20)]
+    older = [capture(n, CLASSES[n % 2]) for n in range(100, 110)]
+    twins = frozenset({fresh[0].digest, older[0].digest})
+    copies = NearCopies({older[1].digest: fresh[0].digest, fresh[0].digest: fresh[0].digest}, twins)
+    material = together(original(), Captures(tuple(fresh), tuple(older), ()), copies=copies)
+    trained = used(material, "train") | used(material, "validation")
+    assert fresh[0].digest in {row.digest for row in material.fresh}, "it is judged on instead"
+    assert not trained & {fresh[0].digest, older[0].digest, older[1].digest}
+    assert {one.digest for one in older[2:]} <= trained
+    assert material.left_out["older captures that are near-duplicates of held-out images"] == 1
+    assert material.left_out["older captures that are near-duplicates of one that is judged on"] == 1
+
+
+def test_what_the_champion_was_trained_on_is_not_judged_on_for_being_like_a_held_out_image() -> None:
+    fresh = [capture(n, CLASSES[n % 2]) for n in range(20)]
+    pinned = {fresh[0].digest: Pinned("a", "train", "capture")}
+    material = together(
+        original(), fresh_only(*fresh), pinned=pinned, copies=NearCopies({}, frozenset({fresh[0].digest}))
+    )
+    assert fresh[0].digest not in {row.digest for row in (*material.images.rows, *material.fresh, *material.old)}
+
+
+def test_near_duplicates_are_found_among_captures_and_held_out_images(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+
+    def row(name: str, image: Image.Image, **options: Any) -> Row:
+        path = tmp_path / name
+        image.save(path, **options)
+        return Row(str(path), "a", sha256(path.read_bytes()), "train")
+
+    def scene() -> Image.Image:
+        small = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
+        return small.resize((96, 96), Image.Resampling.BICUBIC)
+
+    one, other, known = scene(), scene(), scene()
+    captures = [
+        row("one.png", one),
+        row("again.jpg", one, quality=80),
+        row("small.png", one.resize((70, 70))),
+        row("other.png", other),
+        row("known.jpg", known, quality=70),
+        row("broken.jpg", other),
+    ]
+    Path(captures[-1].location).write_bytes(b"changed since")
+    found = near_copies(captures, [row("held-out.png", known)], ImageLimits())
+    assert {captures[at].digest: captures[0].digest for at in range(3)} == dict(found.groups)
+    assert found.of_held_out == {captures[4].digest}
+    assert near_copies([], [], ImageLimits()) == NearCopies()
