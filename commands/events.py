@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
 _LOOK_SECONDS: Final = 1.0
+_WIDEST: Final = 1000
 
 
 def events(
@@ -87,6 +88,7 @@ def _follow(engine: sa.Engine, name: str, last: int, kinds: Sequence[EventKind] 
 
 
 def _show(found: Sequence[Event], *, as_json: bool, header: bool) -> None:
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -97,20 +99,16 @@ def _show(found: Sequence[Event], *, as_json: bool, header: bool) -> None:
             sys.stdout.write(json.dumps(event.document(), ensure_ascii=False) + "\n")
         sys.stdout.flush()
         return
-    table = Table(box=None, show_header=header, padding=(0, 2, 0, 0))
-    for title, width in (("event", 5), ("at (UTC)", 19), ("kind", 17), ("what", None), ("why", None), ("cause", 5)):
-        # The widths are those of every event, so that what is followed stays in line.
-        table.add_column(title, min_width=width, overflow="fold")
+    table = Table(box=None, show_header=header)
+    for column, width in (("event", 5), ("at (UTC)", 19), ("kind", 17), ("cause", 5), ("what", None), ("why", None)):
+        # The widths are those of every event, so that what is followed stays in line; a version is there to be copied.
+        table.add_column(column, min_width=width, overflow="fold")
     for event in found:
-        table.add_row(
-            str(event.id),
-            f"{event.at:%Y-%m-%d %H:%M:%S}",
-            str(event.kind),
-            escape(what(event)),
-            escape(why(event)),
-            str(event.caused_by or ""),
-        )
-    console.out.print(table)
+        told = (str(event.kind), str(event.caused_by or ""), escape(what(event)), escape(why(event)))
+        table.add_row(str(event.id), f"{event.at:%Y-%m-%d %H:%M:%S}", *told)
+    # In a file or a pipe an event is a line.
+    screen = console.out if console.out.is_terminal else Console(highlight=False, soft_wrap=True, width=_WIDEST)
+    screen.print(table)
 
 
 def _kinds(given: Sequence[str] | None) -> list[EventKind] | None:

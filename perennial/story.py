@@ -215,21 +215,22 @@ def _periods(engine: sa.Engine, name: str, history: Sequence[Deployment], versio
     deployed = events.by_id(engine, name, [entry.event_id for entry in history])
     undone = {event.id for event in deployed if event.kind is EventKind.ROLLED_BACK}
     runs = [next(same) for _, same in groupby(history, key=lambda entry: entry.version)]
-    found = []
-    for entry, following in zip(runs, [*runs, None][1:], strict=True):
-        if entry.version != version:
-            continue
-        ended = following and Ending(
-            following.at,
-            "rolled back" if following.event_id in undone else "replaced",
-            following.version,
-            following.reason,
-            following.actor,
-            following.event_id,
+    return tuple(
+        Period(
+            entry.at,
+            "rolled back to" if entry.event_id in undone else "deployed",
+            entry.reason,
+            entry.actor,
+            entry.event_id,
+            None if following is None else _ending(following, following.event_id in undone),
         )
-        how: Literal["deployed", "rolled back to"] = "rolled back to" if entry.event_id in undone else "deployed"
-        found.append(Period(entry.at, how, entry.reason, entry.actor, entry.event_id, ended))
-    return tuple(found)
+        for entry, following in zip(runs, [*runs, None][1:], strict=True)
+        if entry.version == version
+    )
+
+
+def _ending(by: Deployment, undone: bool) -> Ending:
+    return Ending(by.at, "rolled back" if undone else "replaced", by.version, by.reason, by.actor, by.event_id)
 
 
 def _status(periods: Sequence[Period], judgements: Sequence[Judgement]) -> Status:

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import Environment
+
 from perennial.event_wording import title, what, why
 from perennial.pages import page_environment
 from perennial.story import Judgement, Story
@@ -86,7 +88,7 @@ def _flat(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, str]]:
         yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _environment() -> Any:
+def _environment() -> Environment:
     environment = page_environment(Path(__file__).parent / "pages")
     environment.filters |= {
         "name": lambda text: _short(text, 100),

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -21,8 +18,8 @@ from commands.main import app
 from perennial.errors import InvalidParameter, NothingToDo
 from perennial.ledger import EventKind, events, open_ledger, schema
 from perennial.settings import Settings
+from tests.webhook_receiver import TOKEN, Receiver
 
-TOKEN = "B000-very-secret"
 SECRET = "whsec_" + "A" * 42 + "E="
 
 
@@ -120,32 +117,15 @@ def test_follow_shows_what_happens_as_it_happens(trail: sa.Engine, tmp_path: Pat
 
 
 @pytest.fixture
-def hook(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """What a real receiver got: the ids and the bodies. The environment names it."""
-    arrived: list[tuple[str, dict[str, Any]]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            arrived.append((self.headers["webhook-id"], body))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"ok")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/{TOKEN}"
-    monkeypatch.setenv("PERENNIAL_NOTIFY__WEBHOOKS", json.dumps([url]))
-    monkeypatch.setenv("PERENNIAL_NOTIFY__SECRET", SECRET)
-    yield arrived
-    server.shutdown()
-    server.server_close()
+def hook(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    """A real receiver; the environment names it."""
+    with Receiver().listening() as receiver:
+        monkeypatch.setenv("PERENNIAL_NOTIFY__WEBHOOKS", json.dumps([receiver.url]))
+        monkeypatch.setenv("PERENNIAL_NOTIFY__SECRET", SECRET)
+        yield receiver
 
 
-def test_notify_tells_what_is_pending_and_exits(trail: sa.Engine, hook: list[tuple[str, dict[str, Any]]]) -> None:
+def test_notify_tells_what_is_pending_and_exits(trail: sa.Engine, hook: Receiver) -> None:
     assert run("notify").exit_code == 4  # it is new: what was, is not told
     events.add(trail, "default", EventKind.ROLLED_BACK, {"version": "v1", "replaces": "v2", "reason": "worse"})
     done = run("notify", "--json")
@@ -154,18 +134,20 @@ def test_notify_tells_what_is_pending_and_exits(trail: sa.Engine, hook: list[tup
     assert (told["delivered"], told["refused"], told["pending"], told["why"]) == (1, 0, False, None)
     assert TOKEN not in done.output
     assert SECRET not in done.output
-    assert [body["text"] for _, body in hook] == ["default: rolled back, v1 in place of v2 (by somebody): worse"]
+    assert [each.document["text"] for each in hook.arrived] == [
+        "default: rolled back, v1 in place of v2 (by somebody): worse"
+    ]
     assert run("notify").exit_code == 4
 
 
-def test_notify_tests_each_webhook(hook: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notify_tests_each_webhook(hook: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("notify", "--test")
     assert done.exit_code == 0, done.output
     assert "delivered, 200 ok" in done.stdout
-    ((number, body),) = hook
-    assert number.startswith("test_")
-    assert body["event"] is None
-    assert "test message" in body["text"]
+    (arrived,) = hook.arrived
+    assert arrived.id.startswith("test_")
+    assert arrived.document["event"] is None
+    assert "test message" in arrived.document["text"]
 
     monkeypatch.setenv("PERENNIAL_NOTIFY__WEBHOOKS", f'["http://127.0.0.1:1/{TOKEN}"]')
     done = run("notify", "--test", "--json")

@@ -6,12 +6,13 @@ import base64
 import hashlib
 import hmac
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -24,75 +25,16 @@ from perennial.ledger import EventKind, events, leases, schema, webhook_position
 from perennial.notifying import Notifier, Told, tell, tell_all
 from perennial.settings import Settings, load_settings
 from perennial.webhooks import Message, Webhook, configured, message_of, send, signed_headers
+from tests.webhook_receiver import TOKEN, Receiver
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
-TOKEN = "T000-B000-very-secret"
-
-
-@dataclass
-class Arrived:
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def id(self) -> str:
-        return self.headers["webhook-id"]
-
-    @property
-    def number(self) -> int:
-        return int(json.loads(self.body)["event"]["detail"]["number"])
-
-
-@dataclass
-class Receiver:
-    """A real HTTP server. `answers` are given in turn, then 200; each is a status, or (status, headers, body)."""
-
-    arrived: list[Arrived] = field(default_factory=list)
-    answers: list[Any] = field(default_factory=list)
-    before_answering: Callable[[], None] = lambda: None
-    port: int = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/services/{TOKEN}"
-
-    @property
-    def numbers(self) -> list[int]:
-        return [each.number for each in self.arrived]
-
-    def start(self) -> ThreadingHTTPServer:
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.arrived.append(Arrived({key.lower(): value for key, value in self.headers.items()}, body))
-                receiver.before_answering()
-                answer = receiver.answers.pop(0) if receiver.answers else 200
-                status, headers, said = answer if isinstance(answer, tuple) else (answer, {}, b"ok")
-                self.send_response(status)
-                for key, value in headers.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                self.wfile.write(said)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = server.server_port
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        return server
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    server = receiver.start()
-    yield receiver
-    server.shutdown()
-    server.server_close()
+    with Receiver().listening() as receiver:
+        yield receiver
 
 
 def told_by(*urls: str, **notify: Any) -> Settings:
@@ -195,14 +137,10 @@ def test_a_receiver_that_is_down_loses_nothing(engine: sa.Engine, receiver: Rece
     assert down.left.startswith("ConnectError")
     assert [down.document()["pending"], up.document()["pending"]] == [True, False]
     happen(engine, 2)
-    server = late.start()
-    try:
+    with late.listening():
         down, up = tell_all(engine, settings)
-        assert (down.delivered, up.delivered) == (7, 2)
-        assert late.numbers == receiver.numbers == list(range(7))
-    finally:
-        server.shutdown()
-        server.server_close()
+    assert (down.delivered, up.delivered) == (7, 2)
+    assert late.numbers == receiver.numbers == list(range(7))
 
 
 def test_what_is_refused_is_given_up_and_the_rest_goes_on(
@@ -231,20 +169,29 @@ def test_only_the_kinds_asked_for_are_sent_and_others_are_not_kept_for_later(
     assert tell_all(engine, told_by(receiver.url, events=["check_changed"]))[0].delivered == 0
 
 
+_DIES = """
+import os, signal, sys
+from perennial import notifying
+from perennial.ledger import open_ledger, webhook_positions
+from perennial.settings import load_settings
+
+webhook_positions.advance = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+notifying.tell_all(open_ledger(sys.argv[1]), load_settings(name="shapes"))
+"""
+
+
 def test_killed_between_sending_and_noting_it_is_sent_again_under_the_same_id(
-    engine: sa.Engine, known: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, ledger_url: str, known: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    def die(*_: object) -> None:
-        raise Killed
-
+    monkeypatch.setenv("PERENNIAL_NOTIFY__WEBHOOKS", json.dumps([receiver.url]))
     happen(engine, 2)
-    with monkeypatch.context() as patched:
-        patched.setattr(webhook_positions, "advance", die)
-        with pytest.raises(Killed):
-            tell(engine, known, configured(known.notify)[0])
+    done = subprocess.run([sys.executable, "-c", _DIES, ledger_url], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert receiver.numbers == [0]
+    (told,) = tell_all(engine, known)
+    assert told.left == "another process is sending to it"  # until the dead one's lease has run out
+    with engine.begin() as connection:
+        connection.execute(sa.update(schema.leases).values(until=datetime.now(UTC) - timedelta(seconds=1)))
     (told,) = tell_all(engine, known)
     assert told.delivered == 2
     assert receiver.numbers == [0, 0, 1]
@@ -253,24 +200,24 @@ def test_killed_between_sending_and_noting_it_is_sent_again_under_the_same_id(
 
 
 def test_many_senders_at_once_send_each_event_once(engine: sa.Engine, known: Settings, receiver: Receiver) -> None:
-    happen(engine, 12)
+    happen(engine, 8)
     (webhook,) = configured(known.notify)
     faults: list[BaseException] = []
 
     def work() -> None:
         try:
-            while len(receiver.arrived) < 12:
+            while len(receiver.arrived) < 8:
                 tell(engine, known, webhook)
         except BaseException as error:  # noqa: BLE001 - a thread must not swallow what it met
             faults.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
     assert faults == []
-    assert receiver.numbers == list(range(12))
+    assert receiver.numbers == list(range(8))
 
 
 def test_a_webhook_that_somebody_else_sends_to_is_left_alone(
@@ -296,24 +243,21 @@ def test_the_notifier_goes_on_beside_a_receiver_that_hangs(
     engine: sa.Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifying, "_LOOK_SECONDS", 0.05)
-    silent = Receiver(before_answering=lambda: time.sleep(1.5))
-    server = silent.start()
-    settings = told_by(silent.url, receiver.url, timeout=0.3)
-    tell_all(engine, settings)
-    notifier = Notifier(lambda: engine, settings)
-    notifier.start()
-    try:
-        began = time.monotonic()
-        happen(engine, 3)
-        while len(receiver.arrived) < 3:
-            assert time.monotonic() - began < 10
-            time.sleep(0.02)
-        assert receiver.numbers == [0, 1, 2]
-    finally:
-        notifier.close(5)
-        server.shutdown()
-        server.server_close()
-    assert {each.number for each in silent.arrived} <= {0}
+    with Receiver(before_answering=lambda: time.sleep(1.5)).listening() as silent:
+        settings = told_by(silent.url, receiver.url, timeout=0.3)
+        tell_all(engine, settings)
+        notifier = Notifier(lambda: engine, settings)
+        notifier.start()
+        try:
+            began = time.monotonic()
+            happen(engine, 3)
+            while len(receiver.arrived) < 3:
+                assert time.monotonic() - began < 10
+                time.sleep(0.02)
+            assert receiver.numbers == [0, 1, 2]
+        finally:
+            notifier.close(5)
+        assert set(silent.numbers) <= {0}
 
 
 def test_an_answer_is_bounded_in_size_and_time(receiver: Receiver) -> None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from perennial.bundle import Bundle, ClassMetrics, Estimate, write_bundle
 from perennial.errors import UnknownModel
 from perennial.ledger import EventKind, deployments, events, models
+from perennial.ledger.connect import writing
 from perennial.story import Story, tell
 from perennial.story_page import MOST_BYTES, duration, render
 from tests.perennial.conftest import fill, manifest
@@ -183,8 +184,10 @@ def test_texts_are_escaped_and_everything_is_bounded(line: sa.Engine, tmp_path_f
     gate = {**GATE, "rules": [{"name": HOSTILE, "passed": False, "why": HOSTILE * 1000}], HOSTILE: [HOSTILE] * 5000}
     for _ in range(3):
         retrained(line, hostile.version, V1, passed=False, gate=gate)
-    for _ in range(400):
-        events.add(line, "shapes", EventKind.CHECK_CHANGED, {"model_version": hostile.version, "why": HOSTILE * 100})
+    with writing(line) as connection:
+        for _ in range(400):
+            detail = {"model_version": hostile.version, "why": HOSTILE * 100}
+            events.append(connection, "shapes", EventKind.CHECK_CHANGED, detail)
     html = render(tell(line, "shapes", hostile.version))
     page = Page(html)
     assert len(html.encode()) < MOST_BYTES
