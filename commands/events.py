@@ -88,17 +88,22 @@ def _follow(engine: sa.Engine, name: str, last: int, kinds: Sequence[EventKind] 
 
 
 def _show(found: Sequence[Event], *, as_json: bool, header: bool) -> None:
+    if as_json:
+        for event in found:
+            sys.stdout.write(json.dumps(event.document(), ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    else:
+        print_table(found, header=header)
+
+
+def print_table(found: Sequence[Event], *, header: bool = True) -> None:
+    """Events in words, one below the other."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from perennial.event_wording import what, why
 
-    if as_json:
-        for event in found:
-            sys.stdout.write(json.dumps(event.document(), ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-        return
     table = Table(box=None, show_header=header)
     for column, width in (("event", 5), ("at (UTC)", 19), ("kind", 17), ("cause", 5), ("what", None), ("why", None)):
         # The widths are those of every event, so that what is followed stays in line; a version is there to be copied.

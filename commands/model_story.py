@@ -6,8 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from commands import console
+from commands.events import print_table
 from perennial.bundle import Estimate
-from perennial.event_wording import what, why
 from perennial.story import Judgement, Story
 from perennial.story_page import duration
 
@@ -21,11 +21,7 @@ def print_story(story: Story) -> None:
     if story.periods:
         console.out.print(_periods(story))
     if story.events:
-        trail = Table("event", "at (UTC)", "what", "", "why", "cause", box=None)
-        for event in story.events:
-            row = (str(event.kind), escape(what(event)), escape(why(event)), str(event.caused_by or ""))
-            trail.add_row(str(event.id), f"{event.at:%Y-%m-%d %H:%M:%S}", *row)
-        console.out.print(trail)
+        print_table(story.events)
 
 
 def _facts(story: Story) -> Table:
@@ -77,6 +73,8 @@ def _print_judgement(judgement: Judgement) -> None:
 
 def _periods(story: Story) -> Table:
     table = Table("live from (UTC)", "until (UTC)", "for", "how it began", "how it ended", box=None)
+    for column in table.columns:
+        column.overflow = "fold"
     for period in story.periods:
         ended = period.ended
         table.add_row(

@@ -87,7 +87,6 @@ class Watcher:
 
         served = self._serve_metrics()
         notifier = self._notifier()
-        notifier.start()
         scheduler = BackgroundScheduler(timezone=UTC)
         checks, prunes = self._settings.monitor.interval, self._settings.retention.interval
         for job, seconds, first in ((self.tick, checks, 0.0), (self.prune, prunes, prunes * _FIRST_PRUNE)):
@@ -105,7 +104,8 @@ class Watcher:
         _log(f"watching {self._settings.name!r} every {checks:g} s")
         self._stopping.wait()
         scheduler.shutdown(wait=True)
-        notifier.close(_STOP_SECONDS)
+        if notifier is not None:
+            notifier.close(_STOP_SECONDS)
         if served is not None:
             served.shutdown()
             served.server_close()
@@ -154,11 +154,15 @@ class Watcher:
         except PerennialError as error:
             _log(f"the webhooks are told later: {error}")
 
-    def _notifier(self) -> Notifier:
+    def _notifier(self) -> Notifier | None:
+        if not self._settings.notify.webhooks:
+            return None
         from perennial.notifying import Notifier
 
         # In threads of this process: a child that waits for events would outlive a watcher that is killed.
-        return Notifier(Ledger(self._settings.ledger_url), self._settings)
+        notifier = Notifier(Ledger(self._settings.ledger_url), self._settings)
+        notifier.start()
+        return notifier
 
     def _perennial(self, *arguments: str) -> tuple[int, str]:
         """Run a verb in a child process; its exit code and what it printed. Its log goes where ours goes."""

@@ -95,7 +95,7 @@ def tell(
                     pause = max(answer.pause, pause_after(at.attempts + 1))
                     until = datetime.now(UTC) + timedelta(seconds=pause)
                     webhook_positions.put_off(engine, name, webhook.key, at, until)
-                    if at.attempts == 0 or not patient:
+                    if not patient or at.attempts.bit_count() < 2:  # 1st, 2nd, 3rd, 5th, 9th time: it may be days
                         logger.warning("%s does not take event %d, tried again: %s", webhook.shown, event.id, answer)
                     return Told(webhook.shown, delivered, refused, str(answer))
                 webhook_positions.advance(engine, name, webhook.key, at, event.id)

@@ -27,6 +27,7 @@ _DEPTH: Final = 6
 _COMPARED: Final = ("champion", "challenger", "difference")
 _SLICES: Final = {"fresh": "Fresh labelled captures", "old": "The champion's held-out images"}
 _TONES: Final = {"live": "good", "refused": "bad", "rolled back": "bad", "waiting": "caution"}
+_METRICS: Final = {"macro_f1": "Macro-F1", "nll": "Log-loss, in nats", "ece": "Calibration error (ECE)"}
 _STATUS: Final = {
     "live": "It answers now.",
     "replaced": "It was live; another version took its place.",
@@ -47,6 +48,7 @@ def render(story: Story) -> str:
         .render(
             story=story,
             manifest=manifest,
+            metrics=[(_METRICS.get(name, title(name).capitalize()), found) for name, found in manifest.metrics.items()],
             tone=_TONES.get(story.status, "plain"),
             sentence=_STATUS[story.status],
             lineage=story.lineage[:_LINEAGE],

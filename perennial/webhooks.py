@@ -54,8 +54,8 @@ class Webhook:
     def shown(self) -> str:
         """`https://hooks.slack.com (3f2a9c1d)`: where, and the beginning of the URL's sha256; its path is a secret."""
         parts = urlsplit(self.url)
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.scheme}://{parts.hostname}{port} ({self.key[:8]})"
+        host = parts.netloc.rpartition("@")[2]  # without a name and a password
+        return f"{parts.scheme}://{host} ({self.key[:8]})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +104,21 @@ def test_the_published_example_is_signed_alike() -> None:
     both = signed_headers("a", body, [SECRET, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], 1)["webhook-signature"]
     assert [part[:3] for part in both.split()] == ["v1,", "v1,"]
     assert "webhook-signature" not in signed_headers("a", body, [], 1)
+
+
+def test_the_documented_way_to_verify_works(engine: sa.Engine, known: Settings, receiver: Receiver) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    documented: dict[str, Any] = {}
+    exec(code, documented)
+    happen(engine, 1)
+    tell_all(engine, known)
+    (arrived,) = receiver.arrived
+    verify = documented["verify"]
+    assert verify(SECRET, arrived.headers, arrived.body)
+    assert not verify(SECRET, arrived.headers, arrived.body + b" ")
+    assert not verify("whsec_" + base64.b64encode(KEY[::-1]).decode(), arrived.headers, arrived.body)
+    assert not verify(SECRET, {**arrived.headers, "webhook-timestamp": "1614265330"}, arrived.body)
 
 
 def test_a_busy_receiver_is_asked_again_and_the_order_holds(
@@ -299,6 +316,7 @@ def test_neither_a_url_nor_a_secret_is_printed(receiver: Receiver) -> None:
         assert TOKEN not in shown
         assert SECRET not in shown
     assert webhook.shown.startswith(f"http://127.0.0.1:{receiver.port} (")
+    assert Webhook("https://ann:password@host/x", (), 1).shown.startswith("https://host (")
 
 
 @pytest.mark.parametrize(
