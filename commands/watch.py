@@ -35,6 +35,8 @@ _PRUNE_ENDS: Final = (0, 4)
 #: The first pruning waits for this share of its interval, so that what is started again and again still prunes.
 _FIRST_PRUNE: Final = 1 / 60
 _STOP_SECONDS: Final = 10.0
+#: What a webhook is being sent may take so long when the watcher is stopped; else it is sent again by the next one.
+_LAST_SENDING_SECONDS: Final = 3.0
 
 
 def watch(
@@ -105,7 +107,7 @@ class Watcher:
         self._stopping.wait()
         scheduler.shutdown(wait=True)
         if notifier is not None:
-            notifier.close(_STOP_SECONDS)
+            notifier.close(_LAST_SENDING_SECONDS)
         if served is not None:
             served.shutdown()
             served.server_close()

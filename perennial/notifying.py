@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -159,8 +160,9 @@ class Notifier:
     def close(self, seconds: float) -> None:
         """Begin no more; wait at most so long for what is being sent."""
         self._stop.set()
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, webhook: Webhook) -> None:
         away = False
