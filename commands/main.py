@@ -61,11 +61,13 @@ def _collect() -> None:
     from commands import (
         backbones,
         demo,
+        events,
         import_model,
         keys,
         labels,
         models,
         monitor,
+        notify,
         pretrain,
         prune,
         retrain,
@@ -88,6 +90,8 @@ def _collect() -> None:
     app.add_typer(labels.app, name="labels")
     app.add_typer(keys.app, name="keys")
     app.command("status")(status.status)
+    app.command("events")(events.events)
+    app.command("notify")(notify.notify)
     app.command("prune")(prune.prune)
     app.command("pretrain")(pretrain.pretrain)
     app.command("demo")(demo.demo)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import getpass
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from commands import console
+from perennial.errors import InvalidParameter
 from perennial.progress import Progress, silent
 from perennial.settings import Settings
 
@@ -69,19 +71,36 @@ def list_models(name: console.Name = None, as_json: console.Json = False) -> Non
 @app.command("show")
 def show_model(
     version: Annotated[str | None, typer.Argument(help="The live model's unless given.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", dir_okay=False, help="Write the story to this file, as one page.")
+    ] = None,
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
-    """Show a model's manifest, what it descends from, when it was live, and every event about it."""
+    """Tell a model's story: what it was made of, who asked for it, how it was judged, when it was live.
+
+    With `--html` it is a page of one file, to be kept, sent or printed; it loads nothing and runs nothing.
+    """
+    from commands.model_story import print_story
     from perennial.ledger import deployments, open_ledger
+    from perennial.story import tell
 
     settings = console.settings_for(name)
     engine = open_ledger(settings.ledger_url)
-    document = _story(engine, settings.name, version or deployments.live(engine, settings.name).version)
+    story = tell(engine, settings.name, version or deployments.live(engine, settings.name).version)
+    if html is not None:
+        from perennial.story_page import render
+
+        try:
+            html.write_text(render(story), "utf-8")
+        except OSError as error:
+            raise InvalidParameter(f"--html: {html} cannot be written: {error.strerror}") from error
     if as_json:
-        console.print_json(document)
+        console.print_json(story.document())
+    elif html is not None:
+        console.out.print(f"written: {html}", markup=False)
     else:
-        _print_story(document)
+        print_story(story)
 
 
 @app.command("promote")
@@ -138,68 +157,6 @@ def promote_version(
     from training.promote import promote
 
     return promote(engine, settings, version, reason=reason, force=force, actor=_actor(), progress=progress)
-
-
-def _story(engine: sa.Engine, name: str, version: str) -> dict[str, Any]:
-    from perennial.ledger import deployments, events, models
-
-    model = models.get(engine, name, version)
-    history = deployments.history(engine, name)
-    about = []
-    last = 0
-    while page := events.after(engine, name, last):
-        about += [event for event in page if _mentions(event.detail, version)]
-        last = page[-1].id
-    return {
-        "version": version,
-        "live": bool(history) and history[-1].version == version,
-        "digest": model.digest,
-        "bundle_url": model.bundle_url,
-        "lineage": list(models.lineage(engine, name, version)[1:]),
-        "manifest": model.manifest.model_dump(mode="json"),
-        "deployments": [asdict(entry) for entry in history if entry.version == version],
-        "events": [asdict(event) for event in about],
-    }
-
-
-def _mentions(detail: dict[str, Any], version: str) -> bool:
-    return version in (detail.get(key) for key in ("version", "champion", "replaces", "model_version"))
-
-
-def _print_story(document: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    manifest = document["manifest"]
-    data = manifest["dataset"]
-    facts = Table(box=None, show_header=False)
-    facts.add_row("version", document["version"] + (" [green](live)[/]" if document["live"] else ""))
-    facts.add_row("classes", escape(", ".join(manifest["classes"])))
-    facts.add_row("backbone", escape(f"{manifest['backbone']}, {manifest['strategy']}: {manifest['why']}"))
-    pretrained = manifest["pretrained"]
-    facts.add_row("pretrained", escape(f"{pretrained['source']} {pretrained['sha256'][:16]}"))
-    facts.add_row(
-        "data",
-        escape(
-            f"{data['location']}: {data['train']} train, {data['validation']} validation, {data['test']} test; "
-            f"{data['captures']} of the training images are captures"
-        ),
-    )
-    for metric, value in manifest["metrics"].items():
-        facts.add_row(metric.replace("_", " "), _interval(value))
-    facts.add_row("descends from", " < ".join(document["lineage"]) or "nothing: the first")
-    facts.add_row("bundle", escape(document["bundle_url"]))
-    console.out.print(facts)
-    classes = Table("class", "precision", "recall", "rows", box=None)
-    for label, entry in manifest["per_class"].items():
-        classes.add_row(escape(label), _interval(entry["precision"]), _interval(entry["recall"]), str(entry["support"]))
-    console.out.print(classes)
-    if document["events"]:
-        trail = Table("event", "at (UTC)", "what", "why", box=None)
-        for event in document["events"]:
-            why = str(event["detail"].get("why") or event["detail"].get("reason") or "")
-            trail.add_row(str(event["id"]), f"{event['at']:%Y-%m-%d %H:%M:%S}", str(event["kind"]), escape(why))
-        console.out.print(trail)
 
 
 def _interval(estimate: dict[str, float] | None) -> str:

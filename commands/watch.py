@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from commands import console
+from perennial.errors import PerennialError
 from perennial.settings import Settings
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+    from perennial.notifying import Notifier
 
 _RETRAIN_DUE: Final = 10
 #: How `perennial retrain` ends when it did its work: promoted, waiting or nothing to do, refused by the gate.
@@ -32,6 +35,8 @@ _PRUNE_ENDS: Final = (0, 4)
 #: The first pruning waits for this share of its interval, so that what is started again and again still prunes.
 _FIRST_PRUNE: Final = 1 / 60
 _STOP_SECONDS: Final = 10.0
+#: What a webhook is being sent may take so long when the watcher is stopped; else it is sent again by the next one.
+_LAST_SENDING_SECONDS: Final = 3.0
 
 
 def watch(
@@ -43,7 +48,8 @@ def watch(
 ) -> None:
     """Check the live model again and again, and retrain it when a check calls for it. Stop with Ctrl-C or SIGTERM.
 
-    Every `retention.interval` seconds it does what `perennial prune` does. Its own metrics are at
+    Every `retention.interval` seconds it does what `perennial prune` does, and it tells the webhooks of the setting
+    `notify.webhooks` what happens (docs/audit.md). Its own metrics are at
     `http://127.0.0.1:PORT/metrics` (the setting `monitor.port`). With `--once` the exit code is 1 if the check or the
     retrain failed.
     """
@@ -51,7 +57,9 @@ def watch(
     watcher = Watcher(settings)
     watcher.stop_on(signal.SIGTERM, signal.SIGINT)
     if once:
-        raise typer.Exit(0 if watcher.tick() else 1)
+        done = watcher.tick()
+        watcher.tell()
+        raise typer.Exit(0 if done else 1)
     watcher.run()
 
 
@@ -80,6 +88,7 @@ class Watcher:
         from apscheduler.triggers.interval import IntervalTrigger
 
         served = self._serve_metrics()
+        notifier = self._notifier()
         scheduler = BackgroundScheduler(timezone=UTC)
         checks, prunes = self._settings.monitor.interval, self._settings.retention.interval
         for job, seconds, first in ((self.tick, checks, 0.0), (self.prune, prunes, prunes * _FIRST_PRUNE)):
@@ -97,6 +106,8 @@ class Watcher:
         _log(f"watching {self._settings.name!r} every {checks:g} s")
         self._stopping.wait()
         scheduler.shutdown(wait=True)
+        if notifier is not None:
+            notifier.close(_LAST_SENDING_SECONDS)
         if served is not None:
             served.shutdown()
             served.server_close()
@@ -132,6 +143,28 @@ class Watcher:
             images = sum(found["images"][why]["count"] for why in ("aged", "over_size", "unnamed"))
             _log(f"pruned: {found['rows']['count']} predictions, {images} images")
         return True
+
+    def tell(self) -> None:
+        """Tell the webhooks once. What one does not take now waits in the ledger, so it is no failure of a check."""
+        from perennial.ledger import open_ledger
+        from perennial.notifying import tell_all
+
+        if not self._settings.notify.webhooks or self._stopping.is_set():
+            return
+        try:
+            tell_all(open_ledger(self._settings.ledger_url), self._settings)
+        except PerennialError as error:
+            _log(f"the webhooks are told later: {error}")
+
+    def _notifier(self) -> Notifier | None:
+        if not self._settings.notify.webhooks:
+            return None
+        from perennial.notifying import Notifier
+
+        # In threads of this process: a child that waits for events would outlive a watcher that is killed.
+        notifier = Notifier(Ledger(self._settings.ledger_url), self._settings)
+        notifier.start()
+        return notifier
 
     def _perennial(self, *arguments: str) -> tuple[int, str]:
         """Run a verb in a child process; its exit code and what it printed. Its log goes where ours goes."""

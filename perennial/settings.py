@@ -5,6 +5,7 @@ Every field says what it means where it is defined; `docs/settings.md` lists the
 
 from __future__ import annotations
 
+import base64
 import difflib
 import os
 import re
@@ -12,7 +13,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -394,6 +404,64 @@ class RetentionSettings(Section):
     )
 
 
+def _webhook(value: SecretStr) -> SecretStr:
+    import httpx  # only where somebody has one
+
+    try:
+        url = httpx.URL(value.get_secret_value())
+        usable = url.scheme in ("http", "https") and bool(url.host) and 0 < (url.port or 443) < 2**16
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
+        raise ValueError("a webhook is a URL that begins with https:// (or with http://, in a network of your own)")
+    return value
+
+
+def _signing_secrets(value: SecretStr) -> SecretStr:
+    for secret in value.get_secret_value().split():
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:  # of binascii
+            key = b""
+        if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
+            raise ValueError(
+                'a secret is whsec_ and 24 to 64 random bytes in base64: echo "whsec_$(openssl rand -base64 32)"'
+            )
+    return value
+
+
+def _known_kinds(kinds: list[str]) -> list[str]:
+    from perennial.ledger.events import EventKind  # only where somebody chooses: it brings SQLAlchemy
+
+    known = [str(kind) for kind in EventKind]
+    for kind in kinds:
+        if kind not in known:
+            raise ValueError(f"there is no event {kind!r}; there are {', '.join(known)}")
+    return kinds
+
+
+class NotifySettings(Section):
+    """Who is told when something happens: outgoing webhooks, sent by `perennial watch` or `perennial notify`."""
+
+    webhooks: list[Annotated[SecretStr, AfterValidator(_webhook)]] = Field(
+        [],
+        max_length=20,
+        description="URLs that are sent each event: Slack's or Mattermost's incoming webhooks, or a program of yours. "
+        "Whoever knows such a URL can post to it, so they are not printed.",
+    )
+    secret: Annotated[SecretStr, AfterValidator(_signing_secrets)] = Field(
+        SecretStr(""),
+        description="Signs what is sent, by the Standard Webhooks specification: `whsec_` and 24 to 64 bytes in "
+        "base64. Several, with spaces between them, sign each, so that a secret can be replaced; empty signs nothing.",
+    )
+    events: Annotated[list[str], AfterValidator(_known_kinds)] = Field(
+        ["drift_opened", "drift_closed", "retrain_failed", "gate_refused", "deployed", "rolled_back"],
+        min_length=1,
+        description="The kinds of events that are sent.",
+    )
+    timeout: float = Field(10.0, ge=0.1, le=60, description="Seconds that a webhook has to answer.")
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Build it with `load_settings`."""
 
@@ -414,6 +482,7 @@ class Settings(BaseSettings):
     monitor: MonitorSettings = MonitorSettings()
     retrain: RetrainSettings = RetrainSettings()
     retention: RetentionSettings = RetentionSettings()
+    notify: NotifySettings = NotifySettings()
 
     @property
     def home_path(self) -> Path:
@@ -524,6 +593,8 @@ def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
+        if key.startswith(("notify.webhooks", "notify.secret")):
+            return f"{key}: {problem['msg']}; see docs/audit.md"
         if key.startswith("serve.keys"):  # somebody may have put the key itself there: it must not reach a log
             return f"{key}: {problem['msg']}; see docs/security.md"
         return f"{key}: {problem['msg']} (got {problem['input']!r})"
@@ -531,7 +602,7 @@ def _explain(problem: Any) -> str:
 
 
 def _unknown(key: str) -> str:
-    known = [*known_keys(), "train", "serve", "monitor", "retrain", "retention"]
+    known = [*known_keys(), "train", "serve", "monitor", "retrain", "retention", "notify"]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"unknown setting {key!r}; did you mean {near[0]!r}? All settings are in docs/settings.md"
 

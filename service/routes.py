@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any, Final, Protocol, TypeVar
 
-import orjson
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from perennial.errors import InvalidImage, InvalidParameter, PerennialError, TooSlow
+from perennial.json_body import json_body
 from perennial.ledger import checks, deployments, events
 from perennial.ledger.deployments import Deployment
 from perennial.settings import Settings
@@ -174,17 +173,7 @@ async def list_events(desk: Desk, request: Request) -> dict[str, Any]:
     after = _whole(request, "after", 0, low=0, high=_MAX_ID)
     limit = _whole(request, "limit", DEFAULT_EVENTS, low=1, high=MAX_EVENTS)
     found = await _in_ledger(desk, lambda engine: events.after(engine, desk.settings.name, after, limit=limit))
-    listed = [
-        {
-            "id": event.id,
-            "at": event.at.isoformat(),
-            "kind": str(event.kind),
-            "detail": event.detail,
-            "caused_by": event.caused_by,
-        }
-        for event in found
-    ]
-    return {"events": listed, "after": found[-1].id if found else after}
+    return events.page(found, after)
 
 
 async def promote(desk: Desk, request: Request) -> dict[str, Any]:
@@ -231,11 +220,7 @@ async def _in_ledger(desk: Desk, work: Callable[[sa.Engine], T]) -> T:
 
 
 def _json(document: Any) -> Response:
-    try:
-        data = orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # half a surrogate pair, which is no UTF-8, or a number of more than 64 bits
-        data = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(data, media_type="application/json")
+    return Response(json_body(document), media_type="application/json")
 
 
 def _deployed(deployment: Deployment) -> dict[str, Any]:

@@ -161,7 +161,8 @@ def _judge(
     left_out = {change.label for change in changed} | set(before)
     captured = {capture.digest for capture in captures}
     rows = [Row(capture.url, capture.label, capture.digest, "test", origin="capture") for capture in captures]
-    copies = near_copies(rows, [], limits, progress)
+    known = original_data(champion, settings, limits, progress).of("test")
+    copies = near_copies(rows, known, limits, progress)
     once = {copies.group(row.digest): row for row in rows}  # ten pictures of one scene are one answer
     return judge(
         evaluate(
@@ -170,7 +171,7 @@ def _judge(
             fresh=list(once.values()),
             old=[
                 row
-                for row in original_data(champion, settings, limits, progress).of("test")
+                for row in known
                 if row.digest in held_out
                 and row.digest not in seen
                 and row.digest not in captured

@@ -1,10 +1,21 @@
-"""The system of record: predictions, rejected images, labels, models, deployments, checks, events, leases.
+"""The system of record: predictions, rejected images, labels, models, deployments, checks, events, leases,
+and how far each webhook was told.
 
 One module a table. Each function takes the engine that `open_ledger` returns and raises `LedgerUnavailable` when the
 database does not answer.
 """
 
-from perennial.ledger import checks, deployments, events, labels, leases, models, predictions, rejected_images
+from perennial.ledger import (
+    checks,
+    deployments,
+    events,
+    labels,
+    leases,
+    models,
+    predictions,
+    rejected_images,
+    webhook_positions,
+)
 from perennial.ledger.connect import open_ledger
 from perennial.ledger.events import EventKind
 
@@ -19,4 +30,5 @@ __all__ = [
     "open_ledger",
     "predictions",
     "rejected_images",
+    "webhook_positions",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -36,6 +36,21 @@ class Event:
     kind: EventKind
     detail: dict[str, Any]
     caused_by: int | None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, the same wherever an event is shown: `GET /v1/events`, `perennial events`, webhooks."""
+        return {
+            "id": self.id,
+            "at": self.at.isoformat(),
+            "kind": str(self.kind),
+            "detail": self.detail,
+            "caused_by": self.caused_by,
+        }
+
+
+def page(found: Sequence[Event], after_id: int) -> dict[str, Any]:
+    """The document of a page of events, oldest first; its `after` asks for the next page."""
+    return {"events": [event.document() for event in found], "after": found[-1].id if found else after_id}
 
 
 def add(
@@ -82,25 +97,30 @@ def after(
     after_id: int = 0,
     *,
     kinds: Sequence[EventKind] | None = None,
+    since: datetime | None = None,
     limit: int = 1000,
 ) -> list[Event]:
-    """A model's events with an id above `after_id`, oldest first."""
-    query = sa.select(events).where(events.c.name == name, events.c.id > after_id)
-    if kinds is not None:
-        query = query.where(events.c.kind.in_([str(kind) for kind in kinds]))
+    """A model's events with an id above `after_id`, oldest first; with `since`, only those of that moment and later."""
+    query = _query(name, kinds).where(events.c.id > after_id)
+    if since is not None:
+        query = query.where(events.c.at >= since)
     return _read(engine, query.order_by(events.c.id).limit(limit))
+
+
+def by_id(engine: sa.Engine, name: str, ids: Collection[int]) -> list[Event]:
+    """A model's events with these ids, oldest first."""
+    return _read(engine, _query(name).where(events.c.id.in_(list(ids))).order_by(events.c.id))
 
 
 def last(engine: sa.Engine, name: str, kinds: Sequence[EventKind]) -> Event | None:
     """A model's newest event of one of these kinds."""
-    query = sa.select(events).where(events.c.name == name, events.c.kind.in_([str(kind) for kind in kinds]))
-    found = _read(engine, query.order_by(events.c.id.desc()).limit(1))
+    found = newest(engine, name, 1, kinds=kinds)
     return found[0] if found else None
 
 
-def newest(engine: sa.Engine, name: str, limit: int) -> list[Event]:
+def newest(engine: sa.Engine, name: str, limit: int, *, kinds: Sequence[EventKind] | None = None) -> list[Event]:
     """A model's latest events, newest first."""
-    return _read(engine, sa.select(events).where(events.c.name == name).order_by(events.c.id.desc()).limit(limit))
+    return _read(engine, _query(name, kinds).order_by(events.c.id.desc()).limit(limit))
 
 
 def count_by_kind(engine: sa.Engine, name: str) -> dict[EventKind, int]:
@@ -108,6 +128,11 @@ def count_by_kind(engine: sa.Engine, name: str) -> dict[EventKind, int]:
     query = sa.select(events.c.kind, sa.func.count()).where(events.c.name == name).group_by(events.c.kind)
     with reading(engine) as connection:
         return {EventKind(kind): int(count) for kind, count in connection.execute(query)}
+
+
+def _query(name: str, kinds: Sequence[EventKind] | None = None) -> sa.Select[Any]:
+    query = sa.select(events).where(events.c.name == name)
+    return query if kinds is None else query.where(events.c.kind.in_([str(kind) for kind in kinds]))
 
 
 def _read(engine: sa.Engine, query: sa.Select[Any]) -> list[Event]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Dialect
 
 #: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -171,4 +171,14 @@ leases = sa.Table(
     sa.Column("name", sa.String(200), primary_key=True),
     sa.Column("holder", sa.String(200), nullable=False),
     sa.Column("until", UtcDateTime, nullable=False),
+)
+
+webhook_positions = sa.Table(
+    "webhook_positions",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("webhook", sa.String(64), primary_key=True),  # the sha256 of its URL, which is a secret
+    sa.Column("event_id", _Serial, nullable=False),  # the last event that needs no more sending
+    sa.Column("attempts", sa.Integer, nullable=False),  # in vain, of the event after it
+    sa.Column("retry_at", UtcDateTime),
 )

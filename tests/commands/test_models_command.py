@@ -182,7 +182,23 @@ def test_show_tells_a_models_story(shop: Shop) -> None:
     shown = shop.run("show", second).stdout
     assert "gate_refused" in shown
     assert "bright" in shown
+    assert "refused" in shown
+    assert "no fresh labelled rows" in shown
     assert isinstance(shop.run("show", "nonsense").exception, UnknownModel)
+
+
+def test_show_writes_the_story_as_a_page(shop: Shop, tmp_path: Path) -> None:
+    first, _ = shop.versions
+    shop.deploy(first)
+    done = shop.run("show", "--html", str(tmp_path / "story.html"))
+    assert done.exit_code == 0, done.output
+    html = (tmp_path / "story.html").read_text()
+    assert first in html
+    assert "It answers now." in html
+    assert "Content-Security-Policy" in html
+    wrong = shop.run("show", "--html", str(tmp_path / "nowhere" / "story.html"))
+    assert isinstance(wrong.exception, InvalidParameter)
+    assert "cannot be written" in str(wrong.exception)
 
 
 def test_status_says_what_is_live_and_what_the_last_check_found(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from perennial import ledger
 from perennial.ledger import EventKind, open_ledger
 from perennial.settings import Settings, load_settings
 from tests.monitoring.conftest import wait_for
+from tests.webhook_receiver import TOKEN, Receiver
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -187,6 +188,45 @@ def test_watch_checks_again_and_again_shows_metrics_and_stops_on_sigterm(
     log = (cwd / "log").read_text()
     assert "insufficient_data" in log
     assert log.rstrip().endswith("stopped")
+
+
+def test_watch_tells_webhooks_and_one_that_hangs_delays_neither_checks_nor_the_others(
+    opened: sa.Engine, configured: Settings, deploy: Any, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = deploy(opened, configured)
+    with (
+        Receiver().listening() as receiver,
+        Receiver(before_answering=lambda: time.sleep(20)).listening() as silent,
+    ):
+        monkeypatch.setenv("PERENNIAL_NOTIFY__WEBHOOKS", json.dumps([silent.url, receiver.url]))
+        with watching(cwd, "--interval", "0.5") as process:
+            wait_for(lambda: _webhooks_known(opened) == 2)
+            detail = {"version": model.version, "replaces": "v2", "actor": "cli:ann", "reason": "worse"}
+            ledger.events.add(opened, "digits", EventKind.ROLLED_BACK, detail)
+            wait_for(lambda: receiver.arrived and silent.arrived)
+            before = len(ledger.checks.latest(opened, "digits", 100))
+            wait_for(lambda: len(ledger.checks.latest(opened, "digits", 100)) > before)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        assert receiver.arrived[0].document["text"].endswith("in place of v2 (by cli:ann): worse")
+        assert len(receiver.arrived) == 1
+    assert TOKEN not in (cwd / "log").read_text()
+
+
+def test_watch_once_tells_webhooks_what_is_pending(
+    opened: sa.Engine, configured: Settings, perennial: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Receiver().listening() as receiver:
+        monkeypatch.setenv("PERENNIAL_NOTIFY__WEBHOOKS", json.dumps([receiver.url]))
+        assert perennial("notify").returncode == 4
+        ledger.events.add(opened, "digits", EventKind.RETRAIN_FAILED, {"champion": "v1", "error": "OSError"})
+        assert perennial("watch", "--once").returncode == 1  # no model is live; what happened is told all the same
+        assert [each.document["event"]["kind"] for each in receiver.arrived] == ["retrain_failed"]
+
+
+def _webhooks_known(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(sa.text("SELECT count(*) FROM webhook_positions")).scalar_one())
 
 
 def test_watch_goes_on_while_the_database_is_away(
