@@ -34,11 +34,11 @@ from perennial.images import ImageLimits, prepare
 from perennial.ledger import EventKind, deployments, events, labels, leases, models, open_ledger, predictions
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
+from perennial.ledger.requests import open_request
 from perennial.settings import Settings, load_settings
 from perennial.storage import Storage, capture_key, sha256
 from training import datasets
 from training import retrain as retraining
-from training.due import open_request
 from training.fit import FitRequest, Fitted, fit
 from training.material import pinned_rows
 from training.promote import promote
