@@ -60,25 +60,24 @@ def _dry_run(name: str | None, *, if_due: bool, as_json: bool) -> NoReturn:
     if as_json:
         console.print_json(found.document())
     else:
-        _show_plan(found.document())
+        show_plan(found.document())
     raise typer.Exit(found.exit_code)
 
 
-def _show_plan(document: dict[str, Any]) -> None:
+def show_plan(document: dict[str, Any]) -> None:
+    """Print what a retrain would do for people."""
     from rich.markup import escape
-    from rich.table import Table
 
     verdict = "[bold green]a retrain would run[/]" if document["runs"] else "[bold yellow]no retrain would run[/]"
     console.out.print(f"{verdict}: {escape(document['why'])}")
-    table = Table.grid(padding=(0, 2))
-    for asked in document["decision"]["triggers"]:
-        mark = "[green]asks[/]" if asked["fires"] else "[dim]silent[/]"
-        table.add_row(asked["trigger"], f"{mark}  {escape(asked['why'])}")
     labels, cooldown, lease = document["labels"], document["cooldown"], document["lease"]
     left_out = "".join(f"; {count} left out: {reason}" for reason, count in labels["left_out"].items())
     data, weights, training = document["data"], document["weights"], document["training"]
     checkpoint = weights["path"] or weights["source"]
-    rows = {
+    lines = {
+        f"{asked['trigger']}{' asks' if asked['fires'] else ''}": asked["why"]
+        for asked in document["decision"]["triggers"]
+    } | {
         "live model": f"{document['model']['version']}, since {document['model']['deployed_at'][:19]} UTC",
         "labels": f"{labels['fresh']} fresh of {labels['needed']} needed, {labels['older']} older{left_out}",
         "cooldown": f"{cooldown['left']:.0f} s left of {cooldown['seconds']:.0f}" if cooldown["left"] else "over",
@@ -90,9 +89,8 @@ def _show_plan(document: dict[str, Any]) -> None:
         f"{training['older_captures']} older and {training['fresh_captures']} fresh captures, about "
         f"{training['judged_on']} of these for the gate alone",
     }
-    for title, text in rows.items():
-        table.add_row(title, escape(text))
-    console.out.print(table)
+    for title, text in lines.items():
+        console.out.print(f"[bold]{title:<15}[/]{escape(text)}")
 
 
 def show(document: dict[str, Any]) -> None:

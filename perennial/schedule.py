@@ -46,7 +46,7 @@ def check(expression: str) -> None:
 
 def first_after(expression: str, moment: datetime) -> datetime:
     """The first scheduled time later than a moment."""
-    found = _trigger(expression).get_next_fire_time(None, moment + timedelta(microseconds=1))
+    found: datetime | None = _trigger(expression).get_next_fire_time(None, moment + timedelta(microseconds=1))
     assert found is not None  # `check` has seen that it comes again and again
     return found.astimezone(UTC)
 
