@@ -247,7 +247,8 @@ def test_two_watchers_at_once_are_one_retrain(shared_world: World, tmp_path: Pat
     world.serve(60, inverted=True, relabel=truth)
     (tmp_path / "perennial.toml").write_text(
         f'database_url = "{world.settings.database_url}"\n[monitor]\nreport = "never"\n'
-        "[train]\nthreads = 1\ntest = 0.3\n[retrain]\nfresh_holdout = 0.4\nmin_labels = 60\nmargin = 0.04\nevery_labels = 60\n"
+        "[train]\nthreads = 1\ntest = 0.3\n"
+        "[retrain]\nfresh_holdout = 0.4\nmin_labels = 60\nmargin = 0.04\nevery_labels = 60\n"
     )
     command = [sys.executable, "-m", "commands.main", "watch", "--once"]
     watchers = [
