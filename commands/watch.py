@@ -1,7 +1,7 @@
 """`perennial watch`: checks, retrains and prunes on a schedule, each in a child process.
 
-The watcher itself stays small: no wing is imported but the ledger's metrics. Whatever a child does, dies of or
-leaks, the watcher goes on; so it does while the database is away.
+The watcher itself stays small: no wing is imported but the ledger's metrics and the rule of when to retrain. Whatever a
+child does, dies of or leaks, the watcher goes on; so it does while the database is away.
 """
 
 from __future__ import annotations

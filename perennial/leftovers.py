@@ -67,7 +67,8 @@ def find_leftovers(engine: sa.Engine, storage: Storage, before: datetime) -> lis
 
 def find_folders(engine: sa.Engine, places: Places, before: datetime) -> list[Folder]:
     """Folders on this machine in which nothing was written since a moment: where training worked when it was killed,
-    and its bundles that it could not register any more. A whole bundle that `perennial train` made stays.
+    and its bundles that it could not register any more. A whole bundle that `perennial train` made stays: only its
+    copies go.
 
     Raises:
         LedgerUnavailable.

@@ -119,7 +119,8 @@ def retrain(
     deployments.live(engine, name)  # without a model there is no lease worth holding
     with leases.held(engine, lease_name(name), settings.retrain.lease) as lease:
         live = deployments.live(engine, name)
-        due.note_schedule(engine, settings)
+        if if_due:  # by hand it may be somebody whose settings know of no schedule
+            due.note_schedule(engine, settings)
         decision = due.decide(due.read(engine, settings, by_hand=not if_due), settings.retrain)
         if decision.trigger is None:
             why = f"no retrain of {name} is asked for: {decision.why}"

@@ -115,16 +115,13 @@ WHILE_TRAINING: Final[dict[str, Call | At]] = {
 }
 AROUND_TRAINING: Final[dict[str, Call | At]] = {
     "with the lease just taken": Call(training.retrain.due, "note_schedule"),
-    "the captures found": Call(training.retrain.labelled, "find", before=False),
     "reading captures": At("reading captures"),
     "before it is written that it started": Call(events, "add", kind=EventKind.RETRAIN_STARTED),
     "after it is written that it started": Call(events, "add", before=False, kind=EventKind.RETRAIN_STARTED),
-    "reading images, at its beginning": At("reading images"),
-    "reading images, at its end": At("reading images", end=True),
+    "reading images": At("reading images", end=True),
     "a bundle with half of its files on disk": Call(perennial.bundle, "_flush", nth=3),
     "a whole bundle that nobody knows": Call(training.retrain, "publish"),
     "half of a bundle in storage": Call(perennial.storage.os, "replace", nth=3),
-    "a bundle in storage, not in the model store": Call(training.publish, "_keep_in_model_store"),
     "a bundle on its way into the model store": Call(training.publish.shutil, "copytree", before=False),
     "a bundle in the model store, not in the ledger": Call(models, "register"),
     "a bundle in the ledger": Call(models, "register", before=False),
