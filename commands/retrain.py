@@ -75,7 +75,7 @@ def show_plan(document: dict[str, Any]) -> None:
     data, weights, training = document["data"], document["weights"], document["training"]
     checkpoint = weights["path"] or weights["source"]
     lines = {
-        f"{asked['trigger']}{' asks' if asked['fires'] else ''}": asked["why"]
+        f"by {asked['trigger']}": f"{'yes' if asked['fires'] else 'no'}, {asked['why']}"
         for asked in document["decision"]["triggers"]
     } | {
         "live model": f"{document['model']['version']}, since {document['model']['deployed_at'][:19]} UTC",

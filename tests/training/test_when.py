@@ -203,6 +203,9 @@ def test_the_dry_run_shows_the_decision_and_its_evidence_and_writes_nothing(
 
     show_plan(silent.document())
     said = capsys.readouterr().out
+    lines = dict(line.split(maxsplit=2)[1:] for line in said.splitlines() if line.startswith("by "))
+    assert lines["labels"].startswith("no, 51 new labels")
+    assert list(lines) == ["drift", "schedule", "labels", "hand"]
     for words in ("no retrain would run", "50 fresh of 60 needed", "over", "free", f"{checkpoint}: the right one"):
         assert words in said
 
