@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -31,6 +33,7 @@ def prune(
     """
     from perennial import retention
     from perennial.ledger import open_ledger
+    from perennial.leftovers import Places
     from perennial.storage import Storage
 
     settings = console.settings_for()
@@ -41,6 +44,7 @@ def prune(
             settings.retention,
             window=settings.monitor.window,
             dry_run=dry_run,
+            places=Places(settings.home_path, Path(os.environ["BENTOML_HOME"])),
             progress=progress,
         )
     if as_json:

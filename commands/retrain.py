@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -11,7 +11,10 @@ from commands import console
 
 def retrain(
     if_due: Annotated[
-        bool, typer.Option("--if-due", help="Only if `perennial monitor` asked for it and nothing answered yet.")
+        bool, typer.Option("--if-due", help="Only if a check, the schedule or new labels call for it.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say whether it would run, on what and why; train and write nothing.")
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")] = "",
     name: console.Name = None,
@@ -21,12 +24,18 @@ def retrain(
 
     The new model goes live only if it is better on fresh labelled captures, and no worse on the old held-out
     images. Exit codes: 0 promoted, 11 refused by the gate, 4 nothing to do or too few labels yet.
+
+    What calls for one is under `[retrain]` in the settings: `on_drift`, `schedule`, `every_labels`. `--if-due` asks all
+    of them, so it can be run as often as you like; without it, you call for one. `--dry-run` shows what either would
+    do: exit code 0 if a retrain would run, 4 if not.
     """
     if console.follows():
         from training.together import follow
 
         follow()
         return
+    if dry_run:
+        _dry_run(name, if_due=if_due, as_json=as_json)
     from perennial.ledger import open_ledger
     from training import processes
     from training.retrain import retrain as run
@@ -40,6 +49,48 @@ def retrain(
     else:
         show(document)
     raise typer.Exit(result.exit_code)
+
+
+def _dry_run(name: str | None, *, if_due: bool, as_json: bool) -> NoReturn:
+    from perennial.ledger import open_ledger
+    from training.dry_run import plan
+
+    settings = console.settings_for(name)
+    found = plan(open_ledger(settings.ledger_url), settings, if_due=if_due)
+    if as_json:
+        console.print_json(found.document())
+    else:
+        show_plan(found.document())
+    raise typer.Exit(found.exit_code)
+
+
+def show_plan(document: dict[str, Any]) -> None:
+    """Print what a retrain would do for people."""
+    from rich.markup import escape
+
+    verdict = "[bold green]a retrain would run[/]" if document["runs"] else "[bold yellow]no retrain would run[/]"
+    console.out.print(f"{verdict}: {escape(document['why'])}")
+    labels, cooldown, lease = document["labels"], document["cooldown"], document["lease"]
+    left_out = "".join(f"; {count} left out: {reason}" for reason, count in labels["left_out"].items())
+    data, weights, training = document["data"], document["weights"], document["training"]
+    checkpoint = weights["path"] or weights["source"]
+    lines = {
+        f"by {asked['trigger']}": f"{'yes' if asked['fires'] else 'no'}, {asked['why']}"
+        for asked in document["decision"]["triggers"]
+    } | {
+        "live model": f"{document['model']['version']}, since {document['model']['deployed_at'][:19]} UTC",
+        "labels": f"{labels['fresh']} fresh of {labels['needed']} needed, {labels['older']} older{left_out}",
+        "cooldown": f"{cooldown['left']:.0f} s left of {cooldown['seconds']:.0f}" if cooldown["left"] else "over",
+        "lease": f"{lease['holder']} until {lease['until'][:19]} UTC" if lease else "free",
+        "original data": data["why"] or f"{data['location']}: {data['images']} files of {data['classes']} classes",
+        "pretrained": weights["why"]
+        or (f"{checkpoint}: the right one" if weights["found"] else f"{checkpoint} would be downloaded by torchvision"),
+        "training": f"{training['strategy']} on {training['backbone']}, {training['original_images']} original images, "
+        f"{training['older_captures']} older and {training['fresh_captures']} fresh captures, about "
+        f"{training['judged_on']} of these for the gate alone",
+    }
+    for title, text in lines.items():
+        console.out.print(f"[bold]{title:<15}[/]{escape(text)}")
 
 
 def show(document: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """`perennial watch`: checks, retrains and prunes on a schedule, each in a child process.
 
-The watcher itself stays small: no wing is imported but the ledger's metrics. Whatever a child does, dies of or
-leaks, the watcher goes on; so it does while the database is away.
+The watcher itself stays small: no wing is imported but the ledger's metrics and the rule of when to retrain. Whatever a
+child does, dies of or leaks, the watcher goes on; so it does while the database is away.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def watch(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Check once (and retrain if due), then leave.")] = False,
 ) -> None:
-    """Check the live model again and again, and retrain it when a check calls for it. Stop with Ctrl-C or SIGTERM.
+    """Check the live model again and again, and retrain it when a check, the schedule (`retrain.schedule`) or new
+    labels (`retrain.every_labels`) call for it. Stop with Ctrl-C or SIGTERM.
 
     Every `retention.interval` seconds it does what `perennial prune` does, and it tells the webhooks of the setting
     `notify.webhooks` what happens (docs/audit.md). Its own metrics are at
@@ -68,6 +69,7 @@ class Watcher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._ledger = Ledger(settings.ledger_url)
         self._stopping = threading.Event()
         self._children: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
@@ -114,22 +116,38 @@ class Watcher:
         _log("stopped")
 
     def tick(self) -> bool:
-        """One check, and a retrain if it calls for one. True if nothing failed."""
-        code, output = self._perennial("monitor", "--json", "--exit-code", "--name", self._settings.name)
-        if code not in (0, _RETRAIN_DUE):
-            if not self._stopping.is_set():
-                _log(f"the check failed with exit code {code}; the next one is tried as planned")
-            return False
-        check = _document(output)
-        _log(f"check: {check.get('verdict')}; retrain: {(check.get('retrain') or {}).get('why')}")
-        if code != _RETRAIN_DUE:
-            return True
+        """One check, and a retrain if it, the schedule or new labels call for one. True if nothing failed."""
+        checked, due = self._check()
+        if self._stopping.is_set() or not (due or self._is_asked_for()):
+            return checked
         _log("a retrain is called for")
         code, _ = self._perennial("retrain", "--if-due", "--json", "--name", self._settings.name)
         if self._stopping.is_set():
             return False
         _log(f"retrain: {_RETRAIN_ENDS.get(code, f'failed with exit code {code}')}")
-        return code in _RETRAIN_ENDS
+        return checked and code in _RETRAIN_ENDS
+
+    def _check(self) -> tuple[bool, bool]:
+        """Did the check succeed, and does it call for a retrain?"""
+        code, output = self._perennial("monitor", "--json", "--exit-code", "--name", self._settings.name)
+        if code not in (0, _RETRAIN_DUE):
+            if not self._stopping.is_set():
+                _log(f"the check failed with exit code {code}; the next one is tried as planned")
+            return False, False
+        check = _document(output)
+        _log(f"check: {check.get('verdict')}; retrain: {(check.get('retrain') or {}).get('why')}")
+        return True, code == _RETRAIN_DUE
+
+    def _is_asked_for(self) -> bool:
+        """Do the schedule, new labels or a request that was not answered yet call for a retrain that could run?"""
+        from perennial.errors import PerennialError
+        from training import due
+
+        try:
+            return due.is_worth_a_try(self._ledger(), self._settings)
+        except PerennialError as error:
+            _log(f"whether a retrain is called for cannot be told: {error.title}: {error.detail}")
+            return False
 
     def prune(self) -> bool:
         """Remove what is not kept any longer. True if it did not fail."""
@@ -208,9 +226,7 @@ class Watcher:
         from monitoring.metrics import registry
 
         try:
-            server, _ = start_http_server(
-                port, addr="127.0.0.1", registry=registry(Ledger(self._settings.ledger_url), self._settings.name)
-            )
+            server, _ = start_http_server(port, addr="127.0.0.1", registry=registry(self._ledger, self._settings.name))
         except OSError as error:
             _log(f"no metrics: port {port} cannot be had ({error}); set monitor.port")
             return None

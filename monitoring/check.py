@@ -18,7 +18,7 @@ from monitoring.decode_failures import read_failures
 from monitoring.detectors import Family
 from monitoring.drawing import Drawing, DrawingHere, Drawn
 from monitoring.drawn import most_moved, numbers, sides
-from monitoring.drift_events import History, Told, changes, is_requested, read_history
+from monitoring.drift_events import History, Told, changes, read_history
 from monitoring.examples import Example
 from monitoring.live import live_model
 from monitoring.live_accuracy import Accuracies
@@ -31,6 +31,7 @@ from perennial import ledger
 from perennial.errors import DrawingFailed, LedgerUnavailable, StorageUnavailable, WorkspaceUnavailable
 from perennial.ids import new_id
 from perennial.ledger import EventKind
+from perennial.ledger.requests import Trigger, open_request
 from perennial.settings import Settings
 from perennial.storage import Storage
 
@@ -269,8 +270,8 @@ def _events(engine: sa.Engine, check: Check, digest: str, history: History) -> l
         "scores": {name: family.score for name, family in check.families.items()},
     }
     found = changes(history, check.verdict, numbers)
-    if check.retrain.due and not is_requested(engine, check.name):
-        why = {"why": check.retrain.why, "labels": check.accuracy.labelled}
+    if check.retrain.due and open_request(engine, check.name) is None:
+        why = {"why": check.retrain.why, "trigger": str(Trigger.DRIFT), "labels": check.accuracy.labelled}
         found.append((EventKind.RETRAIN_REQUESTED, {**why, **numbers}))
     return found
 

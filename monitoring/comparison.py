@@ -16,7 +16,6 @@ from monitoring.attribution import Evidence, attribute
 from monitoring.collection import Facts
 from monitoring.decode_failures import Failures
 from monitoring.detectors import Family
-from monitoring.drift_events import RETRAINS
 from monitoring.evidence import gather
 from monitoring.examples import Example, examples_of
 from monitoring.live import Live
@@ -29,6 +28,7 @@ from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Reference, Scores, Window
 from perennial import ledger
 from perennial.bundle import Manifest
+from perennial.ledger.requests import RETRAINS
 from perennial.settings import Settings
 
 #: A family that tells causes apart and raises no alarm of its own.

@@ -14,11 +14,6 @@ from perennial import ledger
 from perennial.ledger import EventKind
 from perennial.ledger.events import Event
 
-#: What answers a request for a retrain.
-RETRAINS: Final = (
-    EventKind.RETRAIN_STARTED, EventKind.GATE_PASSED, EventKind.GATE_REFUSED, EventKind.RETRAIN_FAILED,
-)  # fmt: skip
-_ANSWERS: Final = (*RETRAINS, EventKind.DEPLOYED, EventKind.ROLLED_BACK)
 _CHECKS_AT_ONCE: Final = 200
 
 Told = tuple[EventKind, Mapping[str, Any]]
@@ -77,10 +72,3 @@ def changes(history: History, verdict: Verdict, numbers: Mapping[str, Any]) -> l
         closed = {"opened": history.opened.id, "opened_on": history.opened.detail.get("model_version")}
         found.append((EventKind.DRIFT_CLOSED, {**numbers, **closed}))
     return found
-
-
-def is_requested(engine: sa.Engine, name: str) -> bool:
-    """Is a retrain asked for that nothing has answered yet?"""
-    request = ledger.events.last(engine, name, (EventKind.RETRAIN_REQUESTED,))
-    answer = ledger.events.last(engine, name, _ANSWERS)
-    return request is not None and (answer is None or answer.id < request.id)

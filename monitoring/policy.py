@@ -68,6 +68,8 @@ def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
             f"{change}, but only {situation.captures} labelled images are at hand: label {missing} more "
             "(retrain.min_labels)",
         )
+    if not settings.on_drift:
+        return RetrainDecision(False, f"{change}, but retrain.on_drift is off: perennial retrain does it by hand")
     waited = situation.seconds_since_retrain
     # Two clocks may differ a little; a retrain that lies further ahead was dated by one that was wrong since.
     if waited is not None and -settings.cooldown < waited < settings.cooldown:

@@ -225,6 +225,13 @@ class LeaseHeld(PerennialError):
     slug = "lease-held"
 
 
+class LeaseLost(PerennialError):
+    """This process held the lease on its work and did not renew it in time; another took it."""
+
+    title = "Somebody else took this over"
+    slug = "lease-lost"
+
+
 class StorageUnavailable(PerennialError):
     """A file in storage cannot be read or written."""
 

@@ -8,6 +8,7 @@ what it leaves in storage is named by no row, and the next one takes it. Nothing
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,18 +21,19 @@ import sqlalchemy as sa
 
 from perennial.ledger import leases, retention
 from perennial.ledger.retention import Expired
-from perennial.leftovers import find_leftovers
+from perennial.leftovers import Places, find_folders, find_leftovers
 from perennial.progress import Progress, Step, silent
 from perennial.settings import RetentionSettings
 from perennial.storage import Blob, Storage
 
 LEASE: Final = "prune"
-#: Two at once are a waste, not a danger; so a dead one's lease need not cover the longest.
-_LEASE_SECONDS: Final = 900.0
+_LEASE_SECONDS: Final = 60.0
 #: Rows wait on local disk and images on their way: what has been in storage for less is not yet called unnamed ...
 _SETTLED: Final = timedelta(days=1)
 #: ... and what was used within this time may be in a request that is being answered.
 _IN_USE: Final = timedelta(minutes=10)
+#: A training may work for long without writing a file.
+_TRAINED: Final = timedelta(days=7)
 _BATCH: Final = 500
 _CAPTURE: Final = re.compile(r"([0-9a-f]{64})\.[a-z]{3}")
 
@@ -57,7 +59,8 @@ class Pruned:
 
     `rows`: predictions. `rejections`: counts of images that could not be read, one for each minute and reason.
     `aged`, `over_size`, `unnamed`: images that were too old, too many, or named by no row. `leftovers`: files that
-    crashes left half written, and reports that no check names. `kept`: the images that are left.
+    crashes left half written, reports that no check names, and what a killed training left. `kept`: the images that
+    are left.
     """
 
     dry_run: bool
@@ -114,6 +117,7 @@ class _Run:
     now: datetime
     result: Pruned
     progress: Progress
+    places: Places | None
 
 
 def prune(
@@ -124,6 +128,7 @@ def prune(
     window: int,
     dry_run: bool = False,
     now: datetime | None = None,
+    places: Places | None = None,
     progress: Progress = silent,
 ) -> Pruned:
     """Remove what the settings do not keep, of the whole ledger and storage, whichever model's.
@@ -131,6 +136,7 @@ def prune(
     Args:
         window: `monitor.window`; so many of the newest rows of every live version stay whatever their age.
         now: ages are counted from this moment.
+        places: this machine's folders, where trainings that were killed left something; None leaves them alone.
 
     Raises:
         LeaseHeld: another process is pruning.
@@ -138,9 +144,9 @@ def prune(
     """
     now = now or datetime.now(UTC)
     if dry_run:
-        return _prune(engine, storage, settings, window, now, progress, dry_run=True)
+        return _prune(engine, storage, settings, window, now, places, progress, dry_run=True)
     with leases.held(engine, LEASE, _LEASE_SECONDS):
-        return _prune(engine, storage, settings, window, now, progress, dry_run=False)
+        return _prune(engine, storage, settings, window, now, places, progress, dry_run=False)
 
 
 def _prune(
@@ -149,6 +155,7 @@ def _prune(
     settings: RetentionSettings,
     window: int,
     now: datetime,
+    places: Places | None,
     progress: Progress,
     *,
     dry_run: bool,
@@ -175,6 +182,7 @@ def _prune(
         now=now,
         result=Pruned(dry_run),
         progress=progress,
+        places=places,
     )
     _remove_rows(run)
     _remove_rejections(run)
@@ -310,6 +318,11 @@ def _remove_leftovers(run: _Run) -> None:
     if not run.result.dry_run:
         run.storage.delete_all([blob.key for blob in found])
     run.result.leftovers.add(len(found), sum(blob.bytes for blob in found))
+    folders = find_folders(run.engine, run.places, run.now - _TRAINED) if run.places is not None else []
+    for folder in folders:
+        if not run.result.dry_run:
+            shutil.rmtree(folder.path)
+        run.result.leftovers.add(1, folder.bytes)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -31,6 +32,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from perennial import schedule
 from perennial.errors import InvalidSettings
 
 CONFIG_FILE = "perennial.toml"
@@ -345,7 +347,18 @@ class RetrainSettings(Section):
     data: str = Field("", description="The original training data; empty takes the path the live model was trained on.")
     min_labels: int = Field(100, ge=1, description="Labelled captures needed before a retrain is worth it.")
     accuracy_drop: Fraction = Field(0.05, description="Loss of accuracy that calls for a retrain.")
-    cooldown: float = Field(3600.0, ge=0, description="Seconds after a retrain in which no other is asked for.")
+    on_drift: bool = Field(True, description="Whether a check may ask for a retrain, where accuracy was lost.")
+    schedule: str = Field(
+        "",
+        description="When to retrain whatever the checks say: a cron expression of five fields in UTC, such as "
+        "`30 2 * * sun` (weekdays by name); empty is never. A time at which nothing ran is made up for, once.",
+    )
+    every_labels: int = Field(
+        0, ge=0, description="Retrain when the live model has so many labels more than at the last retrain; 0 is never."
+    )
+    cooldown: float = Field(
+        3600.0, ge=0, description="Seconds after a retrain in which no other is asked for, but by hand."
+    )
     fresh_holdout: Fraction = Field(
         0.3, description="Share of the labelled captures the gate judges on; they never enter training."
     )
@@ -372,7 +385,18 @@ class RetrainSettings(Section):
     small: float = Field(
         50.0, ge=0, description="Megabytes of a graph that are small enough whatever the champion's has."
     )
-    lease: float = Field(3600.0, gt=0, description="Seconds until a dead retrain's lease is free again.")
+    lease: float = Field(
+        60.0,
+        ge=1,
+        description="Seconds until a dead retrain's lease is free again; one that lives renews it every third of that.",
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_a_schedule(cls, expression: str) -> str:
+        if expression:
+            schedule.check(expression)
+        return expression
 
 
 class RetentionSettings(Section):

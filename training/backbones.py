@@ -28,7 +28,8 @@ from training.lean_torchvision import torchvision
 from training.stages import Stage, split, stages
 
 __all__ = [
-    "Backbone", "Stage", "downloaded", "load", "load_with_head", "names", "normalised", "published", "split", "stages",
+    "Backbone", "Stage", "at_hand", "downloaded", "load", "load_with_head", "names", "normalised", "published", "split",
+    "stages",
 ]  # fmt: skip
 
 _HEADS: Final = ("fc", "classifier", "head", "heads")  # torchvision's names for the last layers
@@ -208,6 +209,15 @@ def _weights_path(name: str, weights: str, whole: bool) -> Path | None:
     if not path.is_file():
         raise WeightsUnavailable(f"there is no weights file {path}; --weights takes default, builtin, none or a path")
     return path
+
+
+def at_hand(name: str, weights: str) -> Path | None:
+    """The file that `weights` means; None for `none`. What torchvision would download may not be there yet.
+
+    Raises:
+        WeightsUnavailable: there is no such file.
+    """
+    return downloaded(name) if weights == "default" else _weights_path(name, weights, whole=False)
 
 
 def published(name: str) -> Any:

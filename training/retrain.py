@@ -1,7 +1,8 @@
 """Retraining: champion and labelled captures in, a challenger out; it goes live only if it passes the gate.
 
 request -> started -> (gate passed -> deployed | gate refused | failed), each an event caused by the one before, so a
-retrain that was killed can be told from one that ended: its request stays open and the next run takes it up.
+retrain that was killed can be told from one that ended: its request stays open and the next run takes it up. Gate and
+deployment are written only while the lease is held.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from perennial.errors import InvalidSettings, LedgerUnavailable
 from perennial.images import ImageLimits
 from perennial.ledger import EventKind, checks, deployments, events, leases, models
 from perennial.ledger.events import Event
+from perennial.ledger.leases import Lease
+from perennial.ledger.requests import Trigger, open_request
 from perennial.progress import Progress, Step, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
 from training import captures as labelled
+from training import due
 from training.captures import Captures
 from training.datasets import Skipped
-from training.due import open_request, window_start
 from training.fit import FitRequest, fit
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
@@ -82,13 +85,14 @@ class RetrainResult:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What one retrain works with."""
+    """What one retrain works with. `request` is None where a person asks: it is written once the retrain starts."""
 
     engine: sa.Engine
     settings: Settings
     storage: Storage
     limits: ImageLimits
     champion: Bundle
+    lease: Lease
     request: Event | None
     why: str
     progress: Progress
@@ -100,12 +104,13 @@ def retrain(
     """Train a challenger on the original data and the labelled captures, judge it, and deploy it if it is better.
 
     Args:
-        if_due: only if a `retrain_requested` event asks for it that no retrain has answered yet.
+        if_due: only if a request is open, or schedule or labels call for one (`training.due`).
         reason: recorded with the events; the request's own unless given.
 
     Raises:
         NoLiveModel: there is nothing to retrain.
         LeaseHeld: another process is retraining this model.
+        LeaseLost: another process took over, as this one was stopped or cut off for too long; nothing was deployed.
         WeightsChanged: the pretrained checkpoint is not the one the champion was trained from.
         InvalidDataset: the original data is gone or cannot be used.
         InvalidBundle, StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
@@ -114,12 +119,18 @@ def retrain(
     began = time.monotonic()
     name = settings.name
     deployments.live(engine, name)  # without a model there is no lease worth holding
-    with leases.held(engine, f"retrain:{name}", settings.retrain.lease):
+    with leases.held(engine, lease_name(name), settings.retrain.lease) as lease:
         live = deployments.live(engine, name)
-        request = open_request(engine, name)
-        if if_due and request is None:
-            why = f"no retrain of {name} is asked for; `perennial monitor` asks when accuracy is lost"
+        if if_due:  # by hand it may be somebody whose settings know of no schedule
+            due.note_schedule(engine, settings)
+        decision = due.decide(due.read(engine, settings, by_hand=not if_due), settings.retrain)
+        if decision.trigger is None:
+            why = f"no retrain of {name} is asked for: {decision.why}"
             return RetrainResult("nothing_to_do", name, live.version, None, why)
+        request = open_request(engine, name)
+        if request is None and decision.trigger is not Trigger.HAND:
+            numbers = {"model_version": live.version, **decision.numbers}
+            request = due.write_request(engine, name, decision.trigger, decision.why, numbers)
         storage = Storage(settings.blobs_url)
         model = models.get(engine, name, live.version)
         run = _Run(
@@ -128,11 +139,17 @@ def retrain(
             storage=storage,
             limits=ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels),
             champion=fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path),
+            lease=lease,
             request=request,
-            why=reason or (str(request.detail.get("why") or "the monitor asked for it") if request else "by hand"),
+            why=reason or decision.why,
             progress=progress,
         )
         return _retrain(run, began)
+
+
+def lease_name(name: str) -> str:
+    """The lease that lets one retrain of a model run at a time."""
+    return f"retrain:{name}"
 
 
 def _retrain(run: _Run, began: float) -> RetrainResult:
@@ -143,13 +160,17 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         manifest.version,
         window=settings.monitor.window,
         classes=manifest.classes,
-        since=window_start(run.request),
+        since=due.window_start(run.request),
     )
     captures = labelled.verified(captures, run.storage, run.limits, run.progress)
-    needed = _labels_needed(settings)
+    needed = labels_needed(settings)
     if len(captures.fresh) < needed:
         return _waiting(run, captures, needed, began)
 
+    request = run.request
+    if request is None:
+        numbers = {"model_version": manifest.version, "labels": len(captures.fresh), "actor": ACTOR}
+        request = due.write_request(run.engine, manifest.name, Trigger.HAND, run.why, numbers)
     started = events.add(
         run.engine,
         manifest.name,
@@ -164,7 +185,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
             "older_labels": len(captures.older),
             "skipped": len(captures.skipped),
         },
-        caused_by=run.request.id if run.request else None,
+        caused_by=request.id,
     )
     try:
         return _challenge(run, captures, started, began)
@@ -217,6 +238,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         progress=run.progress,
     )
     challenger = fitted.bundle
+    run.lease.check()
     publish(challenger, run.engine, run.storage)
     unusable = {skip.location for skip in fitted.skipped}
     run.progress(Step("judging", 0, 0))
@@ -280,11 +302,19 @@ def _settle(
         "seconds": round(time.monotonic() - began, 2),
     }
     kind = EventKind.GATE_PASSED if passed else EventKind.GATE_REFUSED
-    event = events.add(run.engine, name, kind, detail, caused_by=started)
+    event = events.add(run.engine, name, kind, detail, caused_by=started, guard=run.lease.confirm)
     if not passed:
         return "waiting" if decision.outcome == "wait" and not overtaken else "refused", why
     deployments.deploy(
-        run.engine, name, version, reason=run.why, actor=ACTOR, detail={"gate": why}, caused_by=event, replaces=live
+        run.engine,
+        name,
+        version,
+        reason=run.why,
+        actor=ACTOR,
+        detail={"gate": why},
+        caused_by=event,
+        replaces=live,
+        guard=run.lease.confirm,
     )
     return "promoted", why
 
@@ -298,7 +328,7 @@ def _changed(run: _Run, captures: Captures) -> tuple[ChangedClass, ...]:
     return changed_classes(answers, manifest.per_class, alpha=run.settings.retrain.alpha)
 
 
-def _labels_needed(settings: Settings) -> int:
+def labels_needed(settings: Settings) -> int:
     """Labels below which a retrain is not worth it, or its gate could show nothing."""
     if not 0 < settings.retrain.fresh_holdout < 1:
         raise InvalidSettings(

@@ -38,11 +38,13 @@ def deploy(
     caused_by: int | None = None,
     kind: EventKind = EventKind.DEPLOYED,
     replaces: str | None = None,
+    guard: events.Guard | None = None,
 ) -> Deployment:
     """Make a version live. Event and deployment are one transaction.
 
     Args:
         replaces: the version that must still be live: what the new one was judged against.
+        guard: asked inside the transaction; what it raises keeps the version from going live.
 
     Raises:
         Overtaken: another version went live meanwhile.
@@ -52,6 +54,8 @@ def deploy(
     at = datetime.now(UTC)
     with writing(engine) as connection:
         events.take_turn(connection, name)
+        if guard is not None:
+            guard(connection)
         before = _last(connection, name)
         if replaces is not None and (before is None or before.version != replaces):
             raise Overtaken(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,6 +18,7 @@ class EventKind(StrEnum):
     CHECK_CHANGED = "check_changed"
     DRIFT_OPENED = "drift_opened"
     DRIFT_CLOSED = "drift_closed"
+    SCHEDULE_CHANGED = "schedule_changed"
     RETRAIN_REQUESTED = "retrain_requested"
     RETRAIN_STARTED = "retrain_started"
     RETRAIN_FAILED = "retrain_failed"
@@ -53,11 +54,23 @@ def page(found: Sequence[Event], after_id: int) -> dict[str, Any]:
     return {"events": [event.document() for event in found], "after": found[-1].id if found else after_id}
 
 
+#: Asked inside a transaction whether it may be committed; raises if not.
+Guard = Callable[[sa.Connection], None]
+
+
 def add(
-    engine: sa.Engine, name: str, kind: EventKind, detail: Mapping[str, Any], *, caused_by: int | None = None
+    engine: sa.Engine,
+    name: str,
+    kind: EventKind,
+    detail: Mapping[str, Any],
+    *,
+    caused_by: int | None = None,
+    guard: Guard | None = None,
 ) -> int:
-    """Append an event to a model's trail; returns its id."""
+    """Append an event to a model's trail; returns its id. What `guard` raises keeps it from being written."""
     with writing(engine) as connection:
+        if guard is not None:
+            guard(connection)
         return append(connection, name, kind, detail, caused_by=caused_by)
 
 

@@ -60,6 +60,14 @@ def all_of(engine: sa.Engine, name: str) -> list[Model]:
         return [_model(row) for row in connection.execute(query)]
 
 
+def bundle_urls(engine: sa.Engine) -> dict[str, str]:
+    """Every model's version, whatever its name, and where its bundle lies."""
+    with reading(engine) as connection:
+        return {
+            row.version: row.bundle_url for row in connection.execute(sa.select(models.c.version, models.c.bundle_url))
+        }
+
+
 def lineage(engine: sa.Engine, name: str, version: str) -> tuple[str, ...]:
     """A version and those it descends from, newest first."""
     parents = {model.version: model.parent for model in all_of(engine, name)}

@@ -174,15 +174,25 @@ def labelled_captures(
     return _labelled(engine, rows)[::-1]
 
 
-def count_labelled_captures(engine: sa.Engine, model_versions: Sequence[str]) -> int:
-    """How many predictions of these versions have a label and a captured image."""
+def count_labelled_captures(
+    engine: sa.Engine,
+    model_versions: Sequence[str],
+    *,
+    since: datetime | None = None,
+    labelled_since: datetime | None = None,
+) -> int:
+    """How many predictions of these versions have a label and a captured image: of those made at `since` or later,
+    with a label given later than `labelled_since`."""
     # From the labels to their predictions: those are few, and a version may have millions.
-    labelled = sa.select(labels.c.prediction_id).distinct().subquery()
+    given = sa.select(labels.c.prediction_id).distinct()
+    labelled = (given if labelled_since is None else given.where(labels.c.at > labelled_since)).subquery()
     query = (
         sa.select(sa.func.count())
         .select_from(labelled.join(predictions, labelled.c.prediction_id == predictions.c.id))
         .where(predictions.c.model_version.in_(model_versions), predictions.c.image_url.is_not(None))
     )
+    if since is not None:
+        query = query.where(predictions.c.at >= since)
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())
 

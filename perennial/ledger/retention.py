@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from perennial.ledger import leases
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.schema import deployments, labels, leases, models, predictions, rejected_images
+from perennial.ledger.schema import deployments, labels, models, predictions, rejected_images
 
 #: Rows in one transaction: a service that writes to the same SQLite file waits for as long as one takes.
 MOST_ROWS: Final = 2000
@@ -179,9 +180,7 @@ def forget_images(engine: sa.Engine, digests: Sequence[str]) -> int:
 
 def retraining(engine: sa.Engine) -> bool:
     """Is any model being retrained now? Its labelled captures are being read."""
-    query = sa.select(leases.c.name).where(leases.c.name.like("retrain:%"), leases.c.until > datetime.now(UTC))
-    with reading(engine) as connection:
-        return connection.execute(query.limit(1)).first() is not None
+    return bool(leases.holders(engine, "retrain:"))
 
 
 def _is_expired(expired: Expired) -> sa.ColumnElement[bool]:

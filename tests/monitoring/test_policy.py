@@ -46,6 +46,7 @@ CASES: list[tuple[str, dict[str, Any], bool, str]] = [
         "there is a sensor shift, but the model still copes",
     ),
     ("too few labelled images at hand", {**LOST, "captures": 40}, False, "label 60 more"),
+    ("drift asks for nothing", {**LOST, "verdict": Verdict.DATA_DRIFT, "on_drift": False}, False, "on_drift is off"),
     ("just retrained", {**LOST, "seconds_since_retrain": 600.0}, False, "wait 3000 s more"),
     ("just retrained, by a clock ahead of ours", {**LOST, "seconds_since_retrain": -2.0}, False, "wait 3600 s more"),
     ("retrained by a clock that was a day ahead", {**LOST, "seconds_since_retrain": -86_400.0}, True, "0.700"),
@@ -87,6 +88,8 @@ CASES: list[tuple[str, dict[str, Any], bool, str]] = [
 
 @pytest.mark.parametrize(("changes", "due", "why"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_retrain_is_due_when_accuracy_is_lost(changes: dict[str, Any], due: bool, why: str) -> None:
-    decision = decide(Situation(**{**CALM, **changes}), SETTINGS)
+    on_drift = changes.get("on_drift", True)
+    situation = Situation(**{key: value for key, value in {**CALM, **changes}.items() if key != "on_drift"})
+    decision = decide(situation, SETTINGS.model_copy(update={"on_drift": on_drift}))
     assert decision.due is due
     assert why in decision.why

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -272,18 +271,12 @@ def test_a_check_and_its_events_are_written_together(engine: sa.Engine) -> None:
     assert len(checks.latest(engine, "shapes", 10)) == 1
 
 
-def test_a_lease_has_one_holder_and_outlives_a_dead_one(engine: sa.Engine) -> None:
+def test_a_lease_has_one_holder(engine: sa.Engine) -> None:
     with leases.held(engine, "retrain:shapes", 60):
-        with pytest.raises(LeaseHeld, match="another process until"), leases.held(engine, "retrain:shapes", 60):
+        with pytest.raises(LeaseHeld, match=r"another process \(.* until"), leases.held(engine, "retrain:shapes", 60):
             pytest.fail("two holders")
         with leases.held(engine, "retrain:other", 60):
             pass
-    entered = False
-    with leases.held(engine, "retrain:shapes", 0.05):
-        time.sleep(0.1)
-        with leases.held(engine, "retrain:shapes", 60):  # the first holder's time is up
-            entered = True
-    assert entered
 
 
 def test_opening_a_migrated_ledger_again_changes_nothing(ledger_url: str) -> None:

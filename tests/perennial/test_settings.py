@@ -60,6 +60,35 @@ def test_drift_that_could_never_open_is_an_error(tmp_path: Path) -> None:
     assert load_settings(path).monitor.open_after == 3
 
 
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("0 3 * *", "4 fields"),
+        ("0 25 * * *", "higher than the maximum value"),
+        ("0 3 * * 0", "weekdays are named"),
+        ("0 3 * * */2", "weekdays are named"),
+        ("0 3 * * sun-tue", "must not be higher"),
+        ("0 3 1 * mon", "leave the other at"),
+        ("0 3 31 2 *", "no such day"),
+        ("every night", "2 fields"),
+    ],
+)
+def test_a_schedule_that_is_none_is_refused_and_a_valid_one_shown(
+    monkeypatch: pytest.MonkeyPatch, expression: str, why: str
+) -> None:
+    monkeypatch.setenv("PERENNIAL_RETRAIN__SCHEDULE", expression)
+    with pytest.raises(InvalidSettings, match=rf"retrain\.schedule: .*{why}.*'0 3 \* \* \*' is every night at three"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "expression", ["0 3 * * *", "30 2 * * sun", "0 */6 * * *", "15 4 1,15 * *", "0 6 * jan-mar mon-fri"]
+)
+def test_a_schedule_is_five_fields(monkeypatch: pytest.MonkeyPatch, expression: str) -> None:
+    monkeypatch.setenv("PERENNIAL_RETRAIN__SCHEDULE", expression)
+    assert load_settings().retrain.schedule == expression
+
+
 def test_an_unknown_variable_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERENNIAL_MONITOR__WINDOWS", "5")
     with pytest.raises(InvalidSettings, match=r"PERENNIAL_MONITOR__WINDOWS.*did you mean 'monitor\.window'"):

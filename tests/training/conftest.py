@@ -12,8 +12,11 @@ from PIL import Image, ImageDraw
 
 from perennial.bundle import Bundle
 from perennial.images import ImageLimits
+from tests.training.retrain_world import champion, checkpoint, photos, shared_cache, world
 from training import datasets
 from training.fit import FitRequest, fit
+
+__all__ = ["champion", "checkpoint", "photos", "shared_cache", "world"]  # fixtures
 
 SHAPES = ("disc", "square", "stripes")
 WriteShapes = Callable[..., Path]

@@ -1,0 +1,174 @@
+"""A world to retrain in: a real champion live in a ledger, its storage, and traffic that its graph answers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+import torch
+import torchvision
+from PIL import Image, ImageDraw, ImageOps
+
+from perennial.bundle import Bundle
+from perennial.graph import Graph
+from perennial.ids import new_id
+from perennial.images import ImageLimits, prepare
+from perennial.ledger import EventKind, deployments, events, labels, open_ledger, predictions
+from perennial.ledger.labels import Feedback
+from perennial.ledger.predictions import Prediction
+from perennial.settings import Settings, load_settings
+from perennial.storage import Storage, capture_key, sha256
+from training import datasets
+from training.fit import FitRequest, fit
+from training.publish import publish
+from training.retrain import RetrainResult, retrain
+
+COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 70), "red": (220, 50, 40)}
+CLASSES = tuple(COLOURS)
+SIDE = 48
+SEED = 3
+
+
+def picture(label: str, number: int, *, inverted: bool = False) -> bytes:
+    """A disc of the class's colour on noise, as PNG; another one for each number."""
+    random = np.random.default_rng([number, CLASSES.index(label)])
+    ground = Image.fromarray(random.integers(90, 165, (SIDE, SIDE, 3), dtype=np.uint8))
+    x, y, radius = random.integers(18, 30), random.integers(18, 30), random.integers(13, 18)
+    ImageDraw.Draw(ground).ellipse((x - radius, y - radius, x + radius, y + radius), fill=COLOURS[label])
+    file = io.BytesIO()
+    (ImageOps.invert(ground) if inverted else ground).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 original images a class."""
+    folder = tmp_path_factory.mktemp("photos")
+    for label in CLASSES:
+        (folder / label).mkdir()
+        for number in range(60):
+            (folder / label / f"{number}.png").write_bytes(picture(label, number))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, but in a file, so that it has a digest."""
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def champion(photos: Path, checkpoint: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    images = datasets.load(str(photos), validation=0.15, test=0.3, seed=SEED)
+    request = FitRequest(images, "default", "squeezenet1_1", str(checkpoint), "linear_probe", SIDE, SEED, 2)
+    return fit(request, bundles=tmp_path_factory.mktemp("champion"), cache=shared_cache, limits=ImageLimits()).bundle
+
+
+@dataclass
+class World:
+    """One ledger and storage with the champion live, and traffic that its graph answers."""
+
+    engine: sa.Engine
+    settings: Settings
+    storage: Storage
+    champion: Bundle
+    graph: Graph
+    served: int = 1000
+
+    def serve(
+        self, count: int, *, inverted: bool = False, relabel: Callable[[str], str] | None = None
+    ) -> list[Prediction]:
+        """Answer `count` images and keep them; with `relabel` each gets a label made from its true one."""
+        rows = []
+        true = []
+        for _ in range(count):
+            self.served += 1
+            label = CLASSES[self.served % 3]
+            rows.append(self._answer(picture(label, self.served, inverted=inverted)))
+            true.append(label)
+        predictions.record(self.engine, rows)
+        if relabel is not None:
+            labels.add(self.engine, [Feedback(row.id, relabel(label)) for row, label in zip(rows, true, strict=True)])
+        return rows
+
+    def request(self, verdict: str = "data_drift", **window: Any) -> int:
+        detail = {"why": f"accuracy fell: {verdict}", "verdict": verdict, "window": window}
+        return events.add(self.engine, "default", EventKind.RETRAIN_REQUESTED, detail)
+
+    def retrain(self, *, if_due: bool = True, reason: str = "") -> RetrainResult:
+        return retrain(self.engine, self.settings, if_due=if_due, reason=reason)
+
+    def kinds(self) -> list[str]:
+        return [str(event.kind) for event in events.after(self.engine, "default")]
+
+    @property
+    def live(self) -> str:
+        return deployments.live(self.engine, "default").version
+
+    def _answer(self, data: bytes) -> Prediction:
+        output = self.graph.run(prepare(data, self.champion.manifest.input).pixels[None])
+        digest = sha256(data)
+        return Prediction(
+            id=new_id(),
+            at=datetime.now(UTC),
+            model_version=self.champion.manifest.version,
+            precision="float32",
+            label=self.champion.manifest.classes[int(output.probabilities[0].argmax())],
+            confidence=float(output.probabilities[0].max()),
+            probabilities=output.probabilities[0],
+            embedding=output.embedding[0],
+            properties=output.properties[0],
+            width=SIDE,
+            height=SIDE,
+            format="PNG",
+            mode="RGB",
+            bytes=len(data),
+            image_digest=digest,
+            image_url=self.storage.write(capture_key(digest, "PNG"), data),
+            source=None,
+            latency_ms=1.0,
+        )
+
+
+#: What the tests set, by section.
+CHOSEN: Final[dict[str, dict[str, Any]]] = {
+    "train": {"threads": 2, "test": 0.3},
+    "retrain": {"fresh_holdout": 0.4, "min_labels": 60, "margin": 0.04},
+}
+
+
+@pytest.fixture
+def world(home: Path, champion: Bundle, shared_cache: Path) -> Iterator[World]:
+    yield from begin(home, champion, shared_cache)
+
+
+def begin(home: Path, champion: Bundle, cache: Path, database_url: str = "") -> Iterator[World]:
+    """A home in which the champion is live."""
+    home.mkdir()
+    (home / "cache").symlink_to(cache)
+    settings = load_settings(home=home, database_url=database_url, **CHOSEN)
+    engine = open_ledger(settings.ledger_url)
+    storage = Storage(settings.blobs_url)
+    publish(champion, engine, storage)
+    deployments.deploy(engine, "default", champion.manifest.version, reason="first", actor="test")
+    yield World(engine, settings, storage, champion, Graph(champion.graph, threads=1))
+    engine.dispose()
+
+
+def truth(label: str) -> str:
+    return label
