@@ -140,7 +140,6 @@ class Watcher:
 
     def _is_asked_for(self) -> bool:
         """Do the schedule, new labels or a request that was not answered yet call for a retrain that could run?"""
-        from perennial.errors import PerennialError
         from training import due
 
         try:
