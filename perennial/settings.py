@@ -369,6 +369,10 @@ class RetrainSettings(Section):
         description="The challenger must be better on fresh rows at this level (one-sided, paired).",
     )
     margin: Fraction = Field(0.02, description="Accuracy the challenger may lose on the original held-out rows.")
+    candidates: tuple[Literal["recent_weighted", "all", "importance", "recent_only"], ...] = Field(
+        ("recent_weighted", "all", "importance", "recent_only"),
+        description="Ways to weigh rows that are compared before training; `recent_weighted` is always one.",
+    )
     class_margin: Fraction = Field(
         0.1, description="Recall that it may lose of any class, where that is beyond chance."
     )

@@ -8,6 +8,7 @@ deployment are written only while the lease is held.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,19 +26,21 @@ from perennial.ledger.requests import Trigger, open_request
 from perennial.progress import Progress, Step, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
+from training import backbones, due
 from training import captures as labelled
-from training import due
+from training.candidates import RECENT_WEIGHTED, Choice, choose
 from training.captures import Captures
-from training.datasets import Skipped
-from training.fit import FitRequest, fit
+from training.datasets import LabelledImages, Skipped
+from training.features import embed
+from training.fit import FitRequest, fit, one_thread_a_batch
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
 from training.material import Material, captured_rows, combine, original_data, pinned_rows
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
-from training.near_copies import near_copies
+from training.near_copies import NearCopies, near_copies
 from training.paired import fewest_rows
 from training.publish import publish
-from training.rungs import SIMPLE
+from training.rungs import MAJORITY, SIMPLE
 from training.strategy import AUTO
 from training.together import Hardware
 
@@ -59,6 +62,7 @@ class RetrainResult:
     why: str
     labels: int = 0
     gate: GateDecision | None = None
+    candidates: Choice | None = None
     left_out: Mapping[str, int] | None = None
     skipped: tuple[Skipped, ...] = ()
     seconds: float = 0.0
@@ -77,6 +81,7 @@ class RetrainResult:
             "why": self.why,
             "labels": self.labels,
             "gate": self.gate.document() if self.gate else None,
+            "candidates": self.candidates.document() if self.candidates else None,
             "left_out": dict(self.left_out or {}),
             "skipped": [asdict(skip) for skip in self.skipped],
             "seconds": round(self.seconds, 2),
@@ -203,6 +208,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
     changed = _changed(run, captures)
     before = changed_before(run.engine, manifest.name, models.lineage(run.engine, manifest.name, manifest.version))
     original = original_data(run.champion, settings, run.limits, run.progress)
+    copies = near_copies(captured_rows(captures), original.of("test"), run.limits, run.progress)
     material = combine(
         original,
         captures,
@@ -212,15 +218,17 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         validation=settings.train.validation,
         changed=changed,
         changed_before=before,
-        copies=near_copies(captured_rows(captures), original.of("test"), run.limits, run.progress),
+        copies=copies,
     )
+    strategy = next_strategy(manifest)
+    images, choice = _chosen(run, material.images, strategy, copies)
     fitted = fit(
         FitRequest(
-            images=material.images,
+            images=images,
             name=manifest.name,
             backbone=manifest.backbone,
             weights=manifest.pretrained.source,
-            strategy=next_strategy(manifest),
+            strategy=strategy,
             image_size=manifest.input.crop,
             seed=manifest.seed,
             threads=settings.train.threads,
@@ -256,7 +264,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         ),
         gate_limits(settings.retrain, share=settings.retrain.fresh_holdout),
     )
-    outcome, why = _settle(run, challenger, decision, material, started, began)
+    outcome, why = _settle(run, challenger, decision, choice, material, started, began)
     return RetrainResult(
         outcome=outcome,
         name=manifest.name,
@@ -265,10 +273,31 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         why=why,
         labels=len(captures.fresh),
         gate=decision,
+        candidates=choice,
         left_out=material.left_out,
         skipped=captures.skipped + fitted.skipped,
         seconds=time.monotonic() - began,
     )
+
+
+def _chosen(run: _Run, images: LabelledImages, strategy: str, copies: NearCopies) -> tuple[LabelledImages, Choice]:
+    """What to learn from, as a probe on the pretrained network's features finds it."""
+    if strategy in (AUTO, MAJORITY, SIMPLE):
+        return images, Choice(RECENT_WEIGHTED, f"{strategy} does not learn on a network's features, or not only")
+    manifest, settings = run.champion.manifest, run.settings
+    backbone = backbones.load(
+        manifest.backbone, manifest.pretrained.source, image_size=manifest.input.crop, seed=manifest.seed,
+        expected_sha256=manifest.pretrained.sha256 or None,
+    )  # fmt: skip
+    with one_thread_a_batch():
+        embedded = embed(
+            [row for row in images.rows if row.split != "test"], backbone, settings.cache_path,
+            threads=settings.train.threads or os.cpu_count() or 1, limits=run.limits, progress=run.progress,
+        )  # fmt: skip
+    return choose(
+        images, embedded.rows, embedded.features, settings.retrain.candidates, margin=settings.retrain.margin,
+        group=copies.group, progress=run.progress,
+    )  # fmt: skip
 
 
 def next_strategy(manifest: Manifest) -> str:
@@ -278,7 +307,13 @@ def next_strategy(manifest: Manifest) -> str:
 
 
 def _settle(
-    run: _Run, challenger: Bundle, decision: GateDecision, material: Material, started: int, began: float
+    run: _Run,
+    challenger: Bundle,
+    decision: GateDecision,
+    choice: Choice,
+    material: Material,
+    started: int,
+    began: float,
 ) -> tuple[Outcome, str]:
     """Write the gate's decision down and act on it."""
     name, version = challenger.manifest.name, challenger.manifest.version
@@ -298,6 +333,7 @@ def _settle(
         "why": why,
         "actor": ACTOR,
         "gate": decision.document(),
+        "candidates": choice.document(),
         "left_out": dict(material.left_out),
         "seconds": round(time.monotonic() - began, 2),
     }

@@ -66,6 +66,10 @@ def test_a_better_model_is_promoted_and_every_step_says_what_caused_it(world: Wo
     assert [event.caused_by for event in trail] == [requested, trail[0].id, trail[1].id]
     assert trail[0].detail["pretrained_sha256"] == sha256(checkpoint.read_bytes())
     assert trail[1].detail["gate"]["fresh"]["rows"] == 47
+    tried = {one["name"]: one["fresh"]["value"] for one in trail[1].detail["candidates"]["tried"]}
+    assert set(tried) == {"recent_weighted", "all", "importance", "recent_only"}
+    assert trail[1].detail["candidates"]["name"] in tried
+    assert document["candidates"] == trail[1].detail["candidates"]
 
     model = models.get(world.engine, "default", result.version or "")
     assert model.parent == world.champion.manifest.version
