@@ -19,9 +19,10 @@ from perennial.settings import Settings
 from perennial.storage import sha256_of_file
 from training import backbones, captures, due
 from training.captures import Captures
+from training.challenger import next_strategy
 from training.listing import list_folder, list_manifest
 from training.material import REFERENCE_ROWS
-from training.retrain import labels_needed, lease_name, next_strategy
+from training.retrain import labels_needed, lease_name
 
 
 @dataclass(frozen=True, slots=True)

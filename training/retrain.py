@@ -8,7 +8,6 @@ deployment are written only while the lease is held.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from perennial.bundle import Bundle, Manifest, fetch_bundle
+from perennial.bundle import Bundle, fetch_bundle
 from perennial.errors import InvalidSettings, LedgerUnavailable
 from perennial.images import ImageLimits
 from perennial.ledger import EventKind, checks, deployments, events, leases, models
@@ -26,23 +25,17 @@ from perennial.ledger.requests import Trigger, open_request
 from perennial.progress import Progress, Step, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
-from training import backbones, due
 from training import captures as labelled
-from training.candidates import RECENT_WEIGHTED, Choice, choose
+from training import due
+from training.candidates import Choice
 from training.captures import Captures
-from training.datasets import LabelledImages, Skipped
-from training.features import embed
-from training.fit import FitRequest, fit, one_thread_a_batch
+from training.challenger import Challenger, make_challenger
+from training.datasets import Skipped
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
-from training.material import Material, captured_rows, combine, original_data, pinned_rows
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
-from training.near_copies import NearCopies, near_copies
 from training.paired import fewest_rows
 from training.publish import publish
-from training.rungs import MAJORITY, SIMPLE
-from training.strategy import AUTO
-from training.together import Hardware
 
 Outcome = Literal["promoted", "refused", "waiting", "nothing_to_do"]
 
@@ -207,44 +200,16 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
     settings, manifest = run.settings, run.champion.manifest
     changed = _changed(run, captures)
     before = changed_before(run.engine, manifest.name, models.lineage(run.engine, manifest.name, manifest.version))
-    original = original_data(run.champion, settings, run.limits, run.progress)
-    copies = near_copies(captured_rows(captures), original.of("test"), run.limits, run.progress)
-    material = combine(
-        original,
+    made = make_challenger(
+        run.champion,
         captures,
-        pinned_rows(run.champion),
-        seed=manifest.seed,
-        holdout=settings.retrain.fresh_holdout,
-        validation=settings.train.validation,
+        settings,
         changed=changed,
         changed_before=before,
-        copies=copies,
-    )
-    strategy = next_strategy(manifest)
-    images, choice = _chosen(run, material.images, strategy, copies)
-    fitted = fit(
-        FitRequest(
-            images=images,
-            name=manifest.name,
-            backbone=manifest.backbone,
-            weights=manifest.pretrained.source,
-            strategy=strategy,
-            image_size=manifest.input.crop,
-            seed=manifest.seed,
-            threads=settings.train.threads,
-            int8=settings.train.int8,
-            budget=settings.train.budget,
-            # A teacher's lesson is in the pinned weights already; only a probe can be aligned.
-            target=settings.train.target if manifest.strategy == "linear_probe" else "",
-            hardware=Hardware(settings.train.accelerator, settings.train.precision),
-            parent=manifest.version,
-            pretrained_sha256=manifest.pretrained.sha256 or None,
-        ),
-        bundles=settings.home_path / "models",
-        cache=settings.cache_path,
         limits=run.limits,
         progress=run.progress,
     )
+    fitted, material = made.fitted, made.material
     challenger = fitted.bundle
     run.lease.check()
     publish(challenger, run.engine, run.storage)
@@ -264,7 +229,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         ),
         gate_limits(settings.retrain, share=settings.retrain.fresh_holdout),
     )
-    outcome, why = _settle(run, challenger, decision, choice, material, started, began)
+    outcome, why = _settle(run, challenger, decision, made, started, began)
     return RetrainResult(
         outcome=outcome,
         name=manifest.name,
@@ -273,45 +238,18 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         why=why,
         labels=len(captures.fresh),
         gate=decision,
-        candidates=choice,
+        candidates=made.choice,
         left_out=material.left_out,
         skipped=captures.skipped + fitted.skipped,
         seconds=time.monotonic() - began,
     )
 
 
-def _chosen(run: _Run, images: LabelledImages, strategy: str, copies: NearCopies) -> tuple[LabelledImages, Choice]:
-    """What to learn from, as a probe on the pretrained network's features finds it."""
-    if strategy in (AUTO, MAJORITY, SIMPLE):
-        return images, Choice(RECENT_WEIGHTED, f"{strategy} does not learn on a network's features, or not only")
-    manifest, settings = run.champion.manifest, run.settings
-    backbone = backbones.load(
-        manifest.backbone, manifest.pretrained.source, image_size=manifest.input.crop, seed=manifest.seed,
-        expected_sha256=manifest.pretrained.sha256 or None,
-    )  # fmt: skip
-    with one_thread_a_batch():
-        embedded = embed(
-            [row for row in images.rows if row.split != "test"], backbone, settings.cache_path,
-            threads=settings.train.threads or os.cpu_count() or 1, limits=run.limits, progress=run.progress,
-        )  # fmt: skip
-    return choose(
-        images, embedded.rows, embedded.features, settings.retrain.candidates, margin=settings.retrain.margin,
-        group=copies.group, progress=run.progress,
-    )  # fmt: skip
-
-
-def next_strategy(manifest: Manifest) -> str:
-    """The champion's. Where `auto` found that no network was needed it is asked again: of today's images one may be."""
-    by_auto = manifest.ladder is not None and manifest.ladder.signals is not None
-    return AUTO if by_auto and manifest.strategy == SIMPLE else manifest.strategy
-
-
 def _settle(
     run: _Run,
     challenger: Bundle,
     decision: GateDecision,
-    choice: Choice,
-    material: Material,
+    made: Challenger,
     started: int,
     began: float,
 ) -> tuple[Outcome, str]:
@@ -333,8 +271,8 @@ def _settle(
         "why": why,
         "actor": ACTOR,
         "gate": decision.document(),
-        "candidates": choice.document(),
-        "left_out": dict(material.left_out),
+        "candidates": made.choice.document(),
+        "left_out": dict(made.material.left_out),
         "seconds": round(time.monotonic() - began, 2),
     }
     kind = EventKind.GATE_PASSED if passed else EventKind.GATE_REFUSED

@@ -26,6 +26,7 @@ import commands.retrain
 import perennial.bundle
 import perennial.ledger
 import perennial.storage
+import training.challenger
 import training.fit
 import training.publish
 import training.retrain
@@ -151,7 +152,7 @@ def _run(asked: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if asked["challenger"]:
         challenger = open_bundle(Path(asked["challenger"]))
-        training.retrain.fit = lambda _, bundles, **__: Fitted(_copy_of(challenger, bundles), 0.0)
+        training.challenger.fit = lambda _, bundles, **__: Fitted(_copy_of(challenger, bundles), 0.0)
     if asked["moment"]:
         number = signal.SIGSTOP if asked["stop"] else signal.SIGKILL
         MOMENTS[asked["moment"]].arm(lambda: os.kill(os.getpid(), number))

@@ -13,10 +13,10 @@ from perennial.bundle import Bundle
 from perennial.graph import FLOAT32, Graph
 from perennial.images import ImageLimits
 from training import evaluate, strategy
+from training.challenger import next_strategy
 from training.datasets import LabelledImages, load
 from training.fit import FitRequest, fit
 from training.neighbours import NeighbourVotes, neighbour_logits
-from training.retrain import next_strategy
 from training.verdict import verdict
 
 

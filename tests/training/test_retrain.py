@@ -27,7 +27,7 @@ from perennial.ledger.labels import Feedback
 from perennial.ledger.requests import open_request
 from perennial.storage import sha256
 from tests.training.retrain_world import CLASSES, World, truth
-from training import retrain as retraining
+from training import challenger as making
 from training.fit import Fitted
 from training.material import pinned_rows
 from training.promote import promote
@@ -223,7 +223,7 @@ def test_a_challenger_of_a_champion_that_is_no_longer_live_is_not_deployed(
         deployments.deploy(world.engine, "default", other.manifest.version, reason="by somebody", actor="test")
         return Fitted(copy_of(world.champion, tmp_path), 0.0)
 
-    monkeypatch.setattr(retraining, "fit", meanwhile)
+    monkeypatch.setattr(making, "fit", meanwhile)
     result = world.retrain(if_due=False)
     assert result.outcome == "refused"
     assert f"{other.manifest.version} went live while the challenger was trained" in result.why
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_the_champion_live_and_the_failure_on_record(
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(retraining, "fit", full)
+    monkeypatch.setattr(making, "fit", full)
     with pytest.raises(OSError, match="No space left"):
         world.retrain(if_due=False, reason="by hand, as a test")
     failed = events.last(world.engine, "default", [EventKind.RETRAIN_FAILED])

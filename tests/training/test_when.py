@@ -22,8 +22,8 @@ from perennial.ledger.labels import Feedback
 from perennial.ledger.requests import open_request
 from perennial.ledger.schema import events as events_table
 from tests.training.retrain_world import World, begin, truth
+from training import challenger as making
 from training import due
-from training import retrain as retraining
 from training.dry_run import plan
 from training.fit import Fitted
 
@@ -39,7 +39,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*_: Any, **__: Any) -> Fitted:
         raise Reached
 
-    monkeypatch.setattr(retraining, "fit", fit)
+    monkeypatch.setattr(making, "fit", fit)
 
 
 def when(world: World, **changes: Any) -> None:
