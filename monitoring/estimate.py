@@ -20,9 +20,6 @@ from monitoring.window import Scores
 
 #: Share of a window that may be unlike the reference; of more, an estimate is withheld.
 MOST_UNLIKE: Final = 0.8
-#: Of what is unlike the reference, so much more may be wrong than the estimate says: a third more than the .29 that the
-#: windows of the benchmark (digits and photos) call for.
-_WORSE: Final = 0.4
 _MIN_ROWS: Final = 20  # held-out reference rows, or window rows; fewer calibrate nothing
 _BOOTSTRAPS: Final = 500
 
@@ -51,8 +48,8 @@ def estimate(
     """Accuracy of a window from its probabilities: average thresholded confidence with negative entropy (ATC-NE; Garg
     et al., ICLR 2022), and the mean of confidence after isotonic regression on the reference.
 
-    The intervals are a bootstrap over both sides; the lower end of `estimated` gives way by `_WORSE` of what is unlike
-    the reference. Neither can see concept drift.
+    The intervals are a bootstrap over both sides; the lower end of `estimated` gives way by what is unlike the
+    reference, all of which may be wrong. Neither can see concept drift.
 
     Args:
         held_out: reference rows that took no part in training, with their labels.
@@ -98,7 +95,7 @@ def _both(
         draws[0, draw] = _atc(before[0][known], right[known], now[0])[asked].mean()
         draws[1, draw] = _isotonic(before[1][known], right[known], now[1])[asked].mean()
     return (
-        _interval(_atc(before[0], right, now[0]), draws[0], _WORSE * unlike),
+        _interval(_atc(before[0], right, now[0]), draws[0], unlike),
         _interval(_isotonic(before[1], right, now[1]), draws[1], 0.0),
     )
 

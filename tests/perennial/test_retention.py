@@ -20,7 +20,16 @@ from perennial import retention
 from perennial.bundle import Bundle, upload_bundle
 from perennial.errors import LeaseHeld, StorageUnavailable
 from perennial.ids import new_id
-from perennial.ledger import deployments, labels, leases, models, open_ledger, predictions, rejected_images
+from perennial.ledger import (
+    deployments,
+    labels,
+    leases,
+    models,
+    open_ledger,
+    predictions,
+    rejected_images,
+    webhook_positions,
+)
 from perennial.ledger import retention as ledger_retention
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
@@ -370,11 +379,13 @@ def _row(at: datetime, vector: Any) -> Prediction:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("before", ["0001", "0002"])
+@pytest.mark.parametrize("before", ["0001", "0002", "0003"])
 def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, ledger_url: str, before: str) -> None:
     row = place.row(3, b"image")
     with place.engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE rejected_images"))
+        connection.execute(sa.text("DROP TABLE webhook_positions"))
+        if before < "0003":
+            connection.execute(sa.text("DROP TABLE rejected_images"))
         if before == "0001":
             connection.execute(sa.text("DROP INDEX ix_predictions_image_digest"))
         connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{before}'"))
@@ -383,6 +394,7 @@ def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, led
     indexes = {index["name"] for index in sa.inspect(opened).get_indexes("predictions")}
     assert "ix_predictions_image_digest" in indexes
     assert rejected_images.count_since(opened, "retired", None) == {}
+    assert webhook_positions.position(opened, "default", "a" * 64).attempts == 0
     assert set(predictions.known(opened, [row])) == {row}
     opened.dispose()
 

@@ -153,7 +153,8 @@ def perennial(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for section in ("train", "retrain"):
         for key, value in getattr(world.settings, section).model_dump().items():
             if value not in ("", []):
-                monkeypatch.setenv(f"PERENNIAL_{section}__{key}".upper(), str(value))
+                text = value if isinstance(value, str) else json.dumps(value)
+                monkeypatch.setenv(f"PERENNIAL_{section}__{key}".upper(), text)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "commands.main", *arguments]
