@@ -61,7 +61,7 @@ def test_the_interval_grows_downwards_with_what_is_unlike_the_reference(world: A
     assert near is not None
     assert far is not None
     assert (far.value, far.high) == (near.value, near.high)
-    assert near.low - far.low == pytest.approx(0.2)
+    assert near.low - far.low == pytest.approx(0.5)
 
 
 def test_a_share_of_a_window_that_is_something_else_is_measured(world: Any) -> None:
