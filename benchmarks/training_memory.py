@@ -67,7 +67,8 @@ def train(data: Path, home: Path, chosen: argparse.Namespace) -> None:
     stages.begin("starting")
     from perennial.ledger import open_ledger
     from perennial.progress import Step
-    from perennial.settings import Settings, TrainSettings
+    from perennial.settings import Settings
+    from perennial.settings_sections import TrainSettings
     from training.train import train as run
 
     how = {name: getattr(chosen, name) for name in ("backbone", "weights", "strategy", "budget")}

@@ -10,7 +10,7 @@ import typer
 
 from commands import console
 from perennial.errors import InvalidParameter
-from perennial.settings import ApiKey
+from perennial.settings_sections import ApiKey
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the service.", context_settings={"max_content_width": 100})
 

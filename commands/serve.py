@@ -15,7 +15,8 @@ import typer
 
 from commands import console
 from perennial.errors import InvalidSettings, NoLiveModel
-from perennial.settings import ServeSettings, Settings
+from perennial.settings import Settings
+from perennial.settings_sections import ServeSettings
 
 
 def serve(

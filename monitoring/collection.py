@@ -18,7 +18,7 @@ from monitoring.decode_failures import Failures, unreadable
 from monitoring.embedding import MIN_ROWS
 from monitoring.two_sample import unlike_reference
 from monitoring.window import Reference, Scores, Window
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 
 #: Shares of the window at which collection is called broken. High: a clean stream does not come near them.
 MOST_REPEATED: Final = 0.5

@@ -75,6 +75,7 @@ class DrawingAside:
             ours.send((order, arguments))
             failure, answer = ours.recv()
         except (EOFError, OSError) as error:
+            ours.close()  # if it lives, it ends now
             code = process.wait()
             raise DrawingFailed(f"the process that draws ended with {code}") from error
         if failure is not None:

@@ -18,7 +18,7 @@ from monitoring.novelty import Novelty
 from monitoring.two_sample import Measured
 from monitoring.window import Reference, Scores, Window
 from perennial.effects import LEAST_SPREAD, shares, standardised_distance
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 
 #: Standard deviations by which a property of the novel images differs if it is to be named.
 _NOVEL_BY: Final = 1.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from monitoring.accuracy import Accuracy
 from monitoring.verdict import CALM, Verdict
-from perennial.settings import RetrainSettings
+from perennial.settings_sections import RetrainSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from perennial.ledger import leases, retention
 from perennial.ledger.retention import Expired
 from perennial.leftovers import Places, find_folders, find_leftovers
 from perennial.progress import Progress, Step, silent
-from perennial.settings import RetentionSettings
+from perennial.settings_sections import RetentionSettings
 from perennial.storage import Blob, Storage
 
 LEASE: Final = "prune"

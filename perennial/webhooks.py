@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from perennial.event_wording import sentence
 from perennial.json_body import json_body
 from perennial.ledger.events import Event
-from perennial.settings import NotifySettings
+from perennial.settings_sections import NotifySettings
 
 #: Their incoming webhooks promise to take `text`, not what else is in a body.
 _SLACK: Final = ("hooks.slack.com", "hooks.slack-gov.com")

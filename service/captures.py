@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from perennial.errors import JournalFull, StorageUnavailable
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from perennial.storage import Storage, capture_key
 from service import metrics
 from service.delivery import Delivery

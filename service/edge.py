@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perennial.errors import Forbidden, HeadersTooLarge, PerennialError, UrlTooLong
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from service import keys, metrics, problems, trace
 from service.access_log import AccessLog, Line
 from service.keys import Keyring

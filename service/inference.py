@@ -28,7 +28,7 @@ from typing import Any, Final
 from perennial import errors
 from perennial.bundle import Bundle
 from perennial.errors import InferenceLost, PerennialError
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from service import metrics
 from service.inference_process import Setup
 from service.inference_wire import MESSAGE_BYTES, ImageMemory, Job, Scored, unpack_reply

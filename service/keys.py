@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from perennial.errors import Forbidden, InvalidParameter, Unauthorized
-from perennial.settings import ApiKey, ServeSettings
+from perennial.settings_sections import ApiKey, ServeSettings
 
 PREFIX: Final = "perennial_"
 ADMIN: Final = "admin"

@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from perennial.errors import InvalidImage, InvalidParameter, TooManyBytes
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from service.body_memory import BodyMemory, Hold
 
 MAX_JSON_BYTES: Final = 4 * 2**20

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from perennial.images import FORMATS
 from perennial.ledger.events import EventKind
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from service import problems
 from service.edge import Page
 from service.keys import Keyring

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import bentoml
 
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 
 NAME: Final = "perennial"
 # Ours answers first, with a problem document; BentoML's is there for what might never come back.

@@ -8,7 +8,7 @@ from typing import Final
 from perennial.bundle import Manifest
 from perennial.errors import InvalidSettings
 from perennial.graph import FLOAT32, available_precisions, fastest_runtime
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 
 #: Another precision must be so many times as fast as float32 to be worth it: less is the noise of measuring.
 WORTH: Final = 1.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from perennial.bundle import Bundle, Manifest
@@ -52,9 +52,9 @@ def make_challenger(
     """
     manifest = champion.manifest
     original = original_data(champion, settings, limits, progress)
-    copies = near_copies(captured_rows(captures), original.of("test"), limits, progress)
+    copies = near_copies(captured_rows(captures), original, limits, progress)
     material = combine(
-        original,
+        replace(original, thumbnails={}),  # not held through the training
         captures,
         pinned_rows(champion),
         seed=manifest.seed,

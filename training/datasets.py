@@ -56,7 +56,8 @@ class LabelledImages:
     """What a model is trained and judged on. Rows are ordered by digest.
 
     `groups` names the group of each image that has near-duplicates, and `metadata` has what each file says of itself,
-    both by digest; captures are in neither. `findings` are what a person should look at.
+    both by digest; captures are in neither. `findings` are what a person should look at. `thumbnails` are by digest,
+    where they were asked for; None of an image whose pixels cannot be decoded.
     """
 
     location: str
@@ -66,6 +67,7 @@ class LabelledImages:
     groups: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Metadata] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    thumbnails: Mapping[str, bytes | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -85,6 +87,7 @@ def load(
     seed: int,
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Progress = silent,
+    keep_thumbnails: bool = False,
 ) -> LabelledImages:
     """Read a labelled folder or manifest.
 
@@ -98,6 +101,7 @@ def load(
         data: a folder of class folders; a folder with train/ and val/, valid/, validation/ or test/ of class folders;
             or a .csv or .parquet file with columns image, label[, split][, weight], images relative to it.
         validation, test: shares of the images, in 0..1.
+        keep_thumbnails: for whoever looks for near-duplicates of these images among others; a kilobyte each.
 
     Raises:
         InvalidDataset: nothing there, one class only, or a class with too few readable images.
@@ -143,6 +147,7 @@ def load(
         assigned.groups,
         {row.digest: glances[row.digest].metadata for row in rows},
         (*findings, *assigned.findings),
+        {row.digest: glances[row.digest].thumbnail for row in rows} if keep_thumbnails else {},
     )
     _require(images)
     del glances, pairs

@@ -17,7 +17,8 @@ from perennial import schedule
 from perennial.ledger import EventKind, checks, deployments, events, predictions
 from perennial.ledger.events import Event
 from perennial.ledger.requests import RETRAINS, Trigger, open_request, trigger_of
-from perennial.settings import RetrainSettings, Settings
+from perennial.settings import Settings
+from perennial.settings_sections import RetrainSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perennial.bundle import Estimate
-from perennial.settings import RetrainSettings
+from perennial.settings_sections import RetrainSettings
 from training.paired import Comparison, PairedAnswers, mcnemar, smallest_p
 
 _SHUFFLES: Final = 2000

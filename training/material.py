@@ -74,7 +74,7 @@ def original_data(
     champion: Bundle, settings: Settings, limits: ImageLimits, progress: Progress = silent
 ) -> LabelledImages:
     """The original training data read again; an image that the champion knows keeps the split it had there, and a new
-    one goes where its near-duplicates are: of several splits to the one that is held out the most.
+    one goes where its near-duplicates are: of several splits to the one that is held out the most. With thumbnails.
 
     Raises:
         InvalidDataset: it is no longer where it was, or cannot be used.
@@ -87,6 +87,7 @@ def original_data(
         seed=manifest.seed,
         limits=limits,
         progress=progress,
+        keep_thumbnails=True,
     )
     splits = {digest: row.split for digest, row in pinned_rows(champion).items()}
     of_group: dict[str, Split] = {}
@@ -126,8 +127,8 @@ def combine(
         changed: classes whose rows from before the fresh window are left out.
         changed_before: the same from earlier retrains, with the moment of the change: rows from before it are left
             out unless the champion knows them.
-        copies: near-duplicates among the captures and of held-out images. None of a held-out image is trained on, and
-            of those that are judged on each group counts once.
+        copies: near-duplicates among the captures and of original images. None of a held-out image is trained on, none
+            of an image that was trained on is judged on, and of those that are judged on each group counts once.
 
     Raises:
         InvalidDataset: fewer than two classes have anything left to train on.
@@ -165,12 +166,15 @@ def combine(
         else:
             kept.append(row)
 
+    learnt = trained_on(pinned) | copies.of_trained
+    known = {copies.group(capture.digest) for capture in (*captures.fresh, *older) if capture.digest in learnt}
+    learnt |= {capture.digest for capture in captures.fresh if copies.group(capture.digest) in known}
     sides = divide(
         captures.fresh,
         holdout=holdout,
         validation=validation,
         seed=seed,
-        never_judged=trained_on(pinned),
+        never_judged=learnt,
         never_trained=held_out | judged_before | copies.of_held_out,
         groups=copies.groups,
     )
@@ -179,7 +183,7 @@ def combine(
     trained = [one for one in older if one.digest in judged_before or copies.group(one.digest) not in judged]
     left_out["older captures that are near-duplicates of one that is judged on"] += len(older) - len(trained)
     older = trained
-    twins = _all_but_one(sides, copies, held_out | judged_before, never=trained_on(pinned))
+    twins = _all_but_one(sides, copies, held_out | judged_before, never=learnt)
     left_out["fresh captures that are near-duplicates of one that is judged on"] += len(twins)
     sides = {digest: side for digest, side in sides.items() if digest not in twins}
     base = sum(row.weight for row in kept if row.split == "train")

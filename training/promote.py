@@ -145,7 +145,12 @@ def _judge(
         window=settings.monitor.window,
         classes={*manifest.classes, *challenger.manifest.classes},
     )
-    captures = [one for one in labelled.verified(found, storage, limits, progress).fresh if one.digest not in seen]
+    everything = labelled.verified(found, storage, limits, progress).fresh
+    original = original_data(champion, settings, limits, progress)
+    rows = [Row(capture.url, capture.label, capture.digest, "test", origin="capture") for capture in everything]
+    copies = near_copies(rows, original, limits, progress)
+    known = {copies.group(row.digest) for row in rows if row.digest in seen | copies.of_trained}
+    captures = [one for one in everything if copies.group(one.digest) not in known]
     check = next(iter(checks.latest(engine, manifest.name, model_version=manifest.version)), None)
     changed = (
         changed_classes(
@@ -160,10 +165,8 @@ def _judge(
     before = changed_before(engine, manifest.name, models.lineage(engine, manifest.name, manifest.version))
     left_out = {change.label for change in changed} | set(before)
     captured = {capture.digest for capture in captures}
-    rows = [Row(capture.url, capture.label, capture.digest, "test", origin="capture") for capture in captures]
-    known = original_data(champion, settings, limits, progress).of("test")
-    copies = near_copies(rows, known, limits, progress)
-    once = {copies.group(row.digest): row for row in rows}  # ten pictures of one scene are one answer
+    # Ten pictures of one scene are one answer.
+    once = {copies.group(row.digest): row for row in rows if row.digest in captured}
     return judge(
         evaluate(
             champion,
@@ -171,7 +174,7 @@ def _judge(
             fresh=list(once.values()),
             old=[
                 row
-                for row in known
+                for row in original.of("test")
                 if row.digest in held_out
                 and row.digest not in seen
                 and row.digest not in captured

@@ -12,7 +12,8 @@ from perennial.errors import InvalidParameter, NoLiveModel
 from perennial.images import ImageLimits
 from perennial.ledger import deployments
 from perennial.progress import Progress, silent
-from perennial.settings import Settings, TrainSettings
+from perennial.settings import Settings
+from perennial.settings_sections import TrainSettings
 from perennial.storage import Storage
 from training import backbone_ranking, datasets, run_log
 from training.datasets import LabelledImages

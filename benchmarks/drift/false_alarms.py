@@ -24,7 +24,7 @@ from monitoring.persistence import Persistence
 from monitoring.verdict import CALM
 from monitoring.window import Reference, Scores
 from perennial.graph import PROPERTIES
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 
 SIZES: Final = (200, 500, 1000, 5000)
 _REFERENCE: Final = 1000  # rows

@@ -20,7 +20,7 @@ from monitoring.evidence import gather
 from monitoring.quiet_evidently import quietly
 from monitoring.verdict import CALM, Verdict
 from monitoring.window import Reference, Scores
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 
 ALPHA: Final = 0.05  # of the peers, as in the paper
 _UNLABELLED: Final = 5  # families of tests

@@ -19,7 +19,7 @@ from benchmarks.resilience.server import IMAGE, Figure, say, serving
 from benchmarks.serving import wrk
 from benchmarks.serving.material import Bodies, Material, environment, open_home
 from benchmarks.serving.open_loop import arrivals
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 
 # More than the queue takes. wrk looks through all its resting clients at every event: a thousand of them would cost a
 # quarter of a core.

@@ -19,7 +19,7 @@ import numpy as np
 from perennial.bundle import open_bundle
 from perennial.graph import Graph
 from perennial.images import prepare
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from service.precision import choose
 
 _WARM_UP = 1.0

@@ -28,7 +28,8 @@ from perennial.bundle import Bundle, open_bundle, upload_bundle
 from perennial.graph import Graph
 from perennial.images import prepare as prepare_image
 from perennial.ledger import deployments, models, open_ledger
-from perennial.settings import ServeSettings, load_settings
+from perennial.settings import load_settings
+from perennial.settings_sections import ServeSettings
 from perennial.storage import Storage
 from service.precision import choose
 

@@ -15,7 +15,7 @@ from benchmarks.training.results import ACCURACY, SECONDS, Measurement
 from perennial.bundle import Manifest
 from perennial.graph import Graph
 from perennial.images import ImageLimits
-from perennial.settings import TrainSettings
+from perennial.settings_sections import TrainSettings
 from training import datasets, evaluate
 from training.datasets import Row, Skipped
 from training.fit import FitRequest, fit

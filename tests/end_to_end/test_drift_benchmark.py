@@ -16,7 +16,7 @@ from benchmarks.drift.worlds import World, joined
 from monitoring.verdict import Verdict
 from monitoring.window import Scores
 from perennial.graph import PROPERTIES
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 
 CLASSES = ("a", "b", "c")
 IMAGES = 600

@@ -22,7 +22,8 @@ from perennial import ledger
 from perennial.ids import new_id
 from perennial.images import ImageHeader
 from perennial.ledger.rejected_images import RejectedImages
-from perennial.settings import MonitorSettings, Settings
+from perennial.settings import Settings
+from perennial.settings_sections import MonitorSettings
 from tests.monitoring.conftest import turned
 
 SETTINGS = MonitorSettings(min_rows=200)

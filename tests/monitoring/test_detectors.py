@@ -19,7 +19,7 @@ from monitoring.evidence import gather
 from monitoring.lens import misfit
 from monitoring.window import Scores, window_of
 from perennial.graph import PROPERTIES
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 
 SETTINGS = MonitorSettings(min_rows=200, min_labels=100)
 CLASSES = tuple(str(digit) for digit in range(10))

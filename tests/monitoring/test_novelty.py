@@ -9,7 +9,7 @@ import pytest
 
 from monitoring import detectors
 from monitoring.novelty import find_novel
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 
 SETTINGS = MonitorSettings()
 

@@ -9,7 +9,7 @@ import pytest
 from monitoring.accuracy import Accuracy
 from monitoring.policy import Situation, decide
 from monitoring.verdict import Verdict
-from perennial.settings import RetrainSettings
+from perennial.settings_sections import RetrainSettings
 
 SETTINGS = RetrainSettings(min_labels=100, accuracy_drop=0.05, cooldown=3600.0)
 

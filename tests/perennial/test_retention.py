@@ -35,7 +35,7 @@ from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
 from perennial.ledger.rejected_images import RejectedImages
 from perennial.retention import Pruned
-from perennial.settings import RetentionSettings
+from perennial.settings_sections import RetentionSettings
 from perennial.storage import Storage, capture_key, sha256
 
 NOW = datetime.now(UTC)

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from perennial.errors import Overloaded
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from service import body_memory
 from service.body_memory import BodyMemory
 from tests.service.conftest import Server, World, picture, serving

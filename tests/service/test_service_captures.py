@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from perennial.errors import InvalidSettings
-from perennial.settings import ServeSettings, load_settings
+from perennial.settings import load_settings
+from perennial.settings_sections import ServeSettings
 from perennial.storage import Storage, sha256
 from service.captures import Captures
 from tests.service.conftest import wait

@@ -131,7 +131,7 @@ def test_the_process_that_starts_the_workers_imports_no_service() -> None:
     program = (
         "import importlib, sys\n"
         "from service.outline import outline\n"
-        "from perennial.settings import ServeSettings\n"
+        "from perennial.settings_sections import ServeSettings\n"
         "serve = ServeSettings(workers=3)\n"
         "found = outline(serve)\n"
         "assert not {'service.app', 'service.inference', 'openvino', 'uvicorn'} & set(sys.modules), sys.modules\n"

@@ -20,7 +20,7 @@ from perennial.bundle import Bundle, open_bundle
 from perennial.errors import EmptyImage, InferenceLost, InvalidBundle, InvalidSettings, TruncatedImage
 from perennial.graph import FLOAT32, OPENVINO, Graph
 from perennial.images import ImageHeader, InputRule, prepare
-from perennial.settings import ServeSettings
+from perennial.settings_sections import ServeSettings
 from perennial.storage import sha256
 from service.inference import Inference, ModelHandle
 from service.inference_wire import (

@@ -17,7 +17,8 @@ from commands.keys import app as keys_command
 from perennial.errors import Forbidden, InvalidParameter, InvalidSettings, PerennialError, Unauthorized
 from perennial.ledger import deployments
 from perennial.ledger.events import EventKind
-from perennial.settings import ReadPath, load_settings
+from perennial.settings import load_settings
+from perennial.settings_sections import ReadPath
 from service import keys
 from service.keys import ADMIN, CALLER, SCOPES, Keyring, actor_of, digest_of, new_key
 from tests.service.conftest import Server, World, make_world, picture, serving

@@ -15,7 +15,8 @@ import jsonschema
 import pytest
 from openapi_spec_validator import validate
 
-from perennial.settings import ReadPath, load_settings
+from perennial.settings import load_settings
+from perennial.settings_sections import ReadPath
 from service import openapi
 from service.keys import SCOPES, digest_of, new_key
 from tests.service.conftest import Server, make_world, picture, serving

@@ -14,7 +14,8 @@ from perennial.errors import InvalidSettings
 from perennial.graph import BFLOAT16, FLOAT32, INT8, ONNXRUNTIME, OPENVINO, available_precisions
 from perennial.ledger import deployments, models
 from perennial.ledger.events import EventKind
-from perennial.settings import ServeSettings, Settings, load_settings
+from perennial.settings import Settings, load_settings
+from perennial.settings_sections import ServeSettings
 from service import precision
 from service.inference import Inference, ModelHandle
 from service.live_model import LiveModels, load

@@ -14,7 +14,7 @@ from monitoring.decode_failures import read_failures
 from monitoring.window import read_window
 from perennial.errors import InvalidImage, LedgerUnavailable
 from perennial.ledger import rejected_images, schema
-from perennial.settings import MonitorSettings
+from perennial.settings_sections import MonitorSettings
 from service import rejections
 from service.rejections import Rejections
 from tests.service.conftest import Server, picture, wait

@@ -25,6 +25,7 @@ from perennial.ledger.predictions import Prediction
 from perennial.storage import Storage, capture_key, sha256
 from training.captures import Capture, Captures, divide, find, verified
 from training.datasets import LabelledImages, Row
+from training.glance import glance
 from training.material import MOST_WEIGHT, Material, Pinned, combine
 from training.meaning import ChangedClass, changed_before
 from training.near_copies import NearCopies, near_copies
@@ -421,7 +422,31 @@ def test_near_duplicates_are_found_among_captures_and_held_out_images(tmp_path: 
         row("broken.jpg", other),
     ]
     Path(captures[-1].location).write_bytes(b"changed since")
-    found = near_copies(captures, [row("held-out.png", known)], ImageLimits())
+    learnt = scene()
+    captures.append(row("learnt.jpg", learnt, quality=70))
+    rows = (replace(row("held-out.png", known), split="test"), row("trained.png", learnt))
+    originals = LabelledImages(
+        "/data", CLASSES, rows, (),
+        thumbnails={each.digest: glance(Path(each.location).read_bytes(), ImageLimits()).thumbnail for each in rows},
+    )  # fmt: skip
+    found = near_copies(captures, originals, ImageLimits())
     assert {captures[at].digest: captures[0].digest for at in range(3)} == dict(found.groups)
     assert found.of_held_out == {captures[4].digest}
-    assert near_copies([], [], ImageLimits()) == NearCopies()
+    assert found.of_trained == {captures[6].digest}
+    assert near_copies([], LabelledImages("/data", CLASSES, (), ()), ImageLimits()) == NearCopies()
+
+
+def test_nothing_like_an_image_that_was_trained_on_is_judged_on() -> None:
+    fresh = [capture(n, CLASSES[n % 2]) for n in range(40)]
+    older = [capture(n, CLASSES[n % 2]) for n in range(100, 110)]
+    # The first is like an original image, the second like an older capture that the champion was trained on.
+    pinned = {older[0].digest: Pinned("a", "train", "capture")}
+    groups = {older[0].digest: older[0].digest, fresh[1].digest: older[0].digest}
+    copies = NearCopies(groups, of_trained=frozenset({fresh[0].digest}))
+    for seed in range(8):
+        material = together(
+            original(), Captures(tuple(fresh), tuple(older), ()), pinned=pinned, copies=copies, holdout=0.9, seed=seed
+        )
+        trained = used(material, "train") | used(material, "validation")
+        assert {fresh[0].digest, fresh[1].digest, older[0].digest} <= trained
+        assert len(material.fresh) > 30

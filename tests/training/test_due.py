@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from perennial.ledger.requests import Trigger
-from perennial.settings import RetrainSettings
+from perennial.settings_sections import RetrainSettings
 from training.due import Situation, decide
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
