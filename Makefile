@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
-# Processes that `make test` uses. Each needs up to 3 GB; servers under test have processes of their own besides.
-WORKERS ?= 2
+# Processes that `make test` uses: one more than two cores, as some tests mostly wait. Each needs up to 3 GB; servers
+# under test have processes of their own besides.
+WORKERS ?= 3
 
 .PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
         bench-drift constraints clean

@@ -15,6 +15,8 @@ from pathlib import Path
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="perennial-run-"))
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+# `make test` runs as many tests at once as there are cores: threads of one would only wait for another's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx
 import pytest

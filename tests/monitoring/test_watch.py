@@ -28,6 +28,9 @@ from tests.webhook_receiver import TOKEN, Receiver
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
+
 def turned(images: Any) -> Any:
     return np.rot90(images, axes=(1, 2)).copy()
 
@@ -109,7 +112,6 @@ def children_of(pid: int) -> list[int]:
     ]
 
 
-@pytest.mark.usefixtures("without_reports")
 def test_watch_once_asks_for_a_retrain_and_starts_it_in_a_process_of_its_own(
     opened: sa.Engine, configured: Settings, deploy: Any, perennial: Run
 ) -> None:
