@@ -1,4 +1,4 @@
-"""A bad model forced into a running service is undone by itself: feedback over HTTP, one look, the old answers again."""
+"""A bad model forced into a running service is undone by itself: labels over HTTP, one look, the old answers again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from perennial.ledger import EventKind, watches
 from tests.service.conftest import COLOURS, environment, make_world, picture, serving
+from training.promote import promote
 
 TRUE = ("red", "green", "blue")
 
@@ -18,16 +19,8 @@ def test_a_bad_model_forced_in_answers_no_longer_than_its_labels_take(tmp_path: 
     good = world.publish_live()
     bad = world.publish((*COLOURS[1:], COLOURS[0]))  # every answer is another class
 
-    def perennial(*arguments: str, code: int) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "commands.main", *arguments],
-            cwd=tmp_path, env=environment(world), capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        return done.stdout
-
     with serving(world) as server:
-        perennial("models", "promote", bad, "--force", "--reason", "it felt better", code=0)
+        promote(world.engine, world.settings, bad, force=True, reason="it felt better", actor="test")
         assert server.serves(bad)
         for number in range(24):
             colour = TRUE[number % 3]
@@ -37,7 +30,12 @@ def test_a_bad_model_forced_in_answers_no_longer_than_its_labels_take(tmp_path: 
             assert server.http.post("/v1/feedback", json=labelled).json()["accepted"] == 1
         world.settle()
 
-        look = json.loads(perennial("models", "rollback", "--if-worse", "--json", code=0))
+        command = [sys.executable, "-m", "commands.main", "models", "rollback", "--if-worse", "--json"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(world), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        look = json.loads(done.stdout)
         assert (look["outcome"], look["live"], look["numbers"]["rows"]) == ("rolled_back", good, 24)
         assert server.serves(good)
         assert server.predict(picture("red", seed=99))["label"] == "red"

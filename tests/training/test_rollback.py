@@ -116,9 +116,8 @@ def test_models_that_are_much_worse_are_undone_within_the_window(accuracy: float
     undone = 0
     for _ in range(200):
         before, live = random.random(200) < 0.9, random.random(200) < accuracy
-        tally = Tally(
-            200, 200, int(live.sum()), int(before.sum()), int((live & ~before).sum()), int((before & ~live).sum())
-        )
+        found_by = (live, before, live & ~before, before & ~live)
+        tally = Tally(200, 200, *(int(each.sum()) for each in found_by))
         undone += judge(tally, labels=200, alpha=0.01)[0] == "worse"
     assert undone >= found * 200
 
