@@ -153,6 +153,9 @@ class Watcher:
             if not self._stopping.is_set():
                 _log(f"the look at what went live failed with exit code {code}; the next one is tried as planned")
             return False
+        if not output:
+            _log("what went live is being watched: another process looks at it just now")
+            return True
         look = _document(output)
         _log(f"since it went live: {str(look.get('outcome')).replace('_', ' ')}, {look.get('why')}")
         return True

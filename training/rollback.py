@@ -33,7 +33,8 @@ from training.sequential import evidence
 Verdict = Literal["worse", "passed", "open"]
 Outcome = Literal["rolled_back", "passed", "watching", "nothing_to_do"]
 
-_BATCH: Final = 16  # images in memory at a time
+_BATCH: Final = 16  # images inferred at a time
+_READERS: Final = 4  # images decoded at a time: one may take 150 MB
 #: Of each look at most so many times the images that are still needed: some may be gone or damaged.
 _SPARE: Final = 10
 
@@ -146,7 +147,7 @@ def _answer(run: _Run) -> tuple[list[WatchedRow], tuple[Skipped, ...]]:
     skipped: list[Skipped] = []
     graph: Graph | None = None
     answered = 0
-    with ThreadPoolExecutor(_BATCH) as pool:  # reading waits for the storage more than for the processor
+    with ThreadPoolExecutor(_READERS) as pool:
         while batch := list(islice(waiting, min(_BATCH, missing - answered))):
             good: list[Unseen] = []
             pixels: list[Pixels] = []
@@ -238,7 +239,10 @@ def _settle(run: _Run, new: Sequence[WatchedRow], skipped: tuple[Skipped, ...]) 
 def _why(found: Tally, numbers: Mapping[str, Any], verdict: Verdict, skipped: Sequence[Skipped]) -> str:
     version, before, wanted = numbers["version"], numbers["compared_with"], numbers["of"]
     if not found.rows:
-        told = f"no labelled image since {version} went live; {wanted} are compared with {before}, which it replaced"
+        told = (
+            f"nothing to compare on since {version} went live; on {wanted} labelled images it will be compared with "
+            f"{before}, which it replaced"
+        )
     else:
         said = {"worse": "worse beyond chance", "passed": "not worse beyond chance", "open": "nothing is shown yet"}
         told = (
