@@ -20,6 +20,8 @@ from monitoring.verdict import Cause, Verdict
 from perennial import ledger
 from perennial.errors import LedgerUnavailable
 from perennial.ledger import EventKind
+from perennial.ledger.connect import writing
+from perennial.ledger.schema import deployments
 
 
 def check(verdict: Verdict = Verdict.SENSOR_SHIFT, labels: Accuracy | None = None) -> Check:
@@ -70,6 +72,11 @@ def test_the_latest_check_is_shown(engine: sa.Engine) -> None:
     record(engine, check(Verdict.OK))
     record(engine, check(Verdict.SENSOR_SHIFT, Accuracy(0.8, 0.75, 0.85, 300)))
     ledger.events.add(engine, "digits", EventKind.GATE_REFUSED, {})
+    with writing(engine) as connection:
+        for actor in ("watch", "cli:ann", "http 10.0.0.7"):
+            event = ledger.events.append(connection, "digits", EventKind.ROLLED_BACK, {})
+            row = {"at": datetime.now(UTC), "name": "digits", "version": "v1", "reason": "worse"}
+            connection.execute(sa.insert(deployments).values(**row, actor=actor, event_id=event))
     found = scrape(engine)
     assert found['perennial_verdict{verdict="sensor_shift"}'] == 1
     assert found['perennial_verdict{verdict="ok"}'] == 0
@@ -85,6 +92,8 @@ def test_the_latest_check_is_shown(engine: sa.Engine) -> None:
     assert found["perennial_check_seconds"] == 2.5
     assert found["perennial_last_check_timestamp_seconds"] > 1.7e9
     assert found['perennial_retrains_total{outcome="refused"}'] == 1
+    assert found['perennial_rollbacks_total{by="watch"}'] == 1
+    assert found['perennial_rollbacks_total{by="person"}'] == 2
     assert found["perennial_retrain_due"] == 0
     assert found["perennial_ledger_up"] == 1
 
