@@ -10,8 +10,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from perennial import ledger
-from perennial.bundle import Bundle, fetch_bundle, upload_bundle
-from perennial.errors import InvalidBundle, UnknownModel
+from perennial.bundle import Bundle, bundle_key, fetch_bundle, upload_bundle
+from perennial.errors import InvalidBundle, StorageUnavailable, UnknownModel
 from perennial.storage import Storage
 
 
@@ -25,14 +25,21 @@ def publish(bundle: Bundle, engine: sa.Engine, storage: Storage) -> None:
     Raises:
         InvalidBundle: what storage holds is not what was written to it; nothing was registered.
         StorageUnavailable, LedgerUnavailable: a place cannot be reached; nothing was registered.
+        OSError: BentoML's model store cannot be written to; nothing was registered.
     """
     manifest = bundle.manifest
     with contextlib.suppress(UnknownModel):
         if ledger.models.get(engine, manifest.name, manifest.version).digest == bundle.digest:
             return
-    url = upload_bundle(bundle, storage)
-    _check_copy(url, bundle, storage)
-    _keep_in_model_store(bundle)
+    try:
+        url = upload_bundle(bundle, storage)
+        _check_copy(url, bundle, storage)
+        _keep_in_model_store(bundle)
+    except Exception:
+        # Whoever has just run out of room needs it, and `perennial prune` would leave this for a day.
+        with contextlib.suppress(StorageUnavailable):
+            storage.delete_all([blob.key for blob in storage.listing(bundle_key(bundle))])
+        raise
     ledger.models.register(engine, bundle, url)
 
 
