@@ -342,10 +342,14 @@ def open_bundle(path: Path, digest: str | None = None) -> Bundle:
     return Bundle(path, manifest, found)
 
 
+def bundle_key(bundle: Bundle) -> str:
+    """Where a bundle is kept in storage."""
+    return f"bundles/{bundle.manifest.name}/{bundle.manifest.version}"
+
+
 def upload_bundle(bundle: Bundle, storage: Storage) -> str:
     """Copy a bundle into storage, the manifest last. Returns its URL there."""
-    manifest = bundle.manifest
-    return storage.write_folder(f"bundles/{manifest.name}/{manifest.version}", bundle.path, last=MANIFEST)
+    return storage.write_folder(bundle_key(bundle), bundle.path, last=MANIFEST)
 
 
 def fetch_bundle(url: str, digest: str, storage: Storage, cache: Path) -> Bundle:

@@ -241,6 +241,13 @@ class StorageUnavailable(PerennialError):
     retry_after_seconds = 2
 
 
+class DiskFull(PerennialError):
+    """A disk that training writes to has no room left."""
+
+    title = "A disk is full"
+    slug = "disk-full"
+
+
 class WorkspaceUnavailable(PerennialError):
     """The local folder of the Evidently workspace cannot be read or written."""
 

@@ -26,6 +26,7 @@ from training.datasets import Skipped, Split
 
 #: Older captures are the newest of at most so many windows, which bounds what a retrain reads.
 OLDER_WINDOWS: Final = 4
+_NOT_KEPT: Final = "its image is not kept: it was never captured (serve.capture), or retention removed it (retention)"
 _READERS: Final = 8  # reading waits for the storage more than for the processor
 
 
@@ -85,6 +86,8 @@ def find(
         kept[seen.id in fresh_ids].append(
             Capture(digest, seen.image_url, label, seen.label, seen.model_version, seen.at, header)
         )
+    without = predictions.labelled_without_image(engine, live, since=since, limit=window)
+    skipped += [Skipped(f"prediction {id_}", _NOT_KEPT) for id_, digest in without.items() if digest not in newest]
     return Captures(tuple(kept[True]), tuple(kept[False]), tuple(skipped))
 
 

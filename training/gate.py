@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 from scipy import stats
 
 from perennial.bundle import GRAPH, Bundle
-from perennial.graph import Graph, GraphOutput
+from perennial.graph import Graph
 from perennial.images import ImageLimits
 from perennial.progress import Progress, silent
 from training.certify import measure_speeds
@@ -41,6 +40,7 @@ from training.gate_rules import (
 )
 from training.meaning import ChangedClass
 from training.paired import Comparison, PairedAnswers, compare, fewest_rows
+from training.soundness import faults_of, opened
 
 Outcome = Literal["pass", "refuse", "wait"]
 
@@ -48,7 +48,6 @@ Outcome = Literal["pass", "refuse", "wait"]
 POWER: Final = 0.8
 #: A difference that would need more than this many times the rows at hand is not worth waiting for.
 PATIENCE: Final = 4.0
-_SUM_TOLERANCE: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ def evaluate(
     """Let both bundles answer the same rows through `perennial.graph.Graph`.
 
     Raises:
-        InvalidBundle: a graph cannot be run.
+        InvalidBundle: a graph cannot be run, or does not do what its manifest says.
         InvalidImage: a row cannot be decoded.
     """
     rows = [*fresh, *old]
@@ -121,13 +120,14 @@ def evaluate(
     faults: tuple[str, ...] = ()
     graphs = {}
     for name, bundle in (("champion", champion), ("challenger", challenger)):
-        graphs[name] = Graph(bundle.graph, threads=threads)
+        # The champion's is checked whenever a service loads it.
+        graphs[name] = Graph(bundle.graph, threads=threads) if bundle is champion else opened(bundle, threads=threads)
         output = score(graphs[name], rows, bundle.manifest.input, limits, progress) if rows else None
         probabilities = output.probabilities if output is not None else np.empty((0, len(bundle.manifest.classes)))
         answers.append(tuple(bundle.manifest.classes[index] for index in probabilities.argmax(axis=1)))
         sure.append(tuple(probabilities.max(axis=1, initial=0.0).tolist()))
         if bundle is challenger:
-            faults = _faults(challenger, output)
+            faults = faults_of(challenger, rows, output)
     cut = len(fresh)
     labels = tuple(row.label for row in rows)
     return Evidence(
@@ -193,27 +193,6 @@ def _rows_to_decide(fresh: Comparison | None, alpha: float) -> int | None:
     spread = z_alpha * math.sqrt(discordant) + z_power * math.sqrt(max(0.0, discordant - difference**2))
     needed = max(math.ceil((spread / difference) ** 2), fresh.rows + 1, floor)
     return needed if needed <= max(PATIENCE * fresh.rows, floor) else None
-
-
-def _faults(challenger: Bundle, output: GraphOutput | None) -> tuple[str, ...]:
-    faults = []
-    if output is not None:
-        for name in ("probabilities", "embedding", "properties"):
-            if not np.isfinite(getattr(output, name)).all():
-                faults.append(f"the graph's {name} are not finite on every row")
-        worst = float(np.abs(output.probabilities.sum(axis=1) - 1.0).max())
-        if worst > _SUM_TOLERANCE:
-            faults.append(f"the graph's probabilities sum to 1 only within {worst:.3g}")
-    columns = ["confidence", "probabilities", "embedding", "properties"]
-    table = pq.read_table(challenger.reference, columns=columns)
-    if table.num_rows == 0:
-        faults.append("the bundle has no reference rows")
-    for name in columns:
-        column = table.column(name).combine_chunks()
-        values = column.flatten() if name != "confidence" else column
-        if values.null_count or not np.isfinite(values.to_numpy(zero_copy_only=False)).all():
-            faults.append(f"the reference rows' {name} are not all finite")
-    return tuple(faults)
 
 
 def _costs(graphs: Mapping[str, Graph], champion: Bundle, challenger: Bundle) -> Costs:

@@ -8,6 +8,7 @@ deployment are written only while the lease is held.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from perennial.progress import Progress, Step, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
 from training import captures as labelled
-from training import due
+from training import due, full_disk
 from training.candidates import Choice
 from training.captures import Captures
 from training.challenger import Challenger, make_challenger
@@ -112,7 +113,7 @@ def retrain(
         LeaseLost: another process took over, as this one was stopped or cut off for too long; nothing was deployed.
         WeightsChanged: the pretrained checkpoint is not the one the champion was trained from.
         InvalidDataset: the original data is gone or cannot be used.
-        InvalidBundle, StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
+        DiskFull, InvalidBundle, StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
         Whatever is raised, the champion stays live; once a retrain has started, a `retrain_failed` event says why.
     """
     began = time.monotonic()
@@ -188,7 +189,8 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         caused_by=request.id,
     )
     try:
-        return _challenge(run, captures, started, began)
+        with full_disk.explained(run.settings):
+            return _challenge(run, captures, started, began)
     except BaseException as error:
         detail = {"why": run.why, "champion": manifest.version, "error": type(error).__name__, "reason": str(error)}
         try:
@@ -214,7 +216,11 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
     fitted, material = made.fitted, made.material
     challenger = fitted.bundle
     run.lease.check()
-    publish(challenger, run.engine, run.storage)
+    try:
+        publish(challenger, run.engine, run.storage)
+    except Exception:
+        shutil.rmtree(challenger.path, ignore_errors=True)  # it has no second use, and its room may be what is missing
+        raise
     unusable = {skip.location for skip in fitted.skipped}
     run.progress(Step("judging", 0, 0))
     decision = judge(

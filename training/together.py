@@ -25,6 +25,7 @@ from training.allocator import keep_freed_memory
 from training.backbones import Backbone
 from training.epochs import Checkpoint
 from training.finetune import Finetuned, Images, Record, Shelf, finetune, unrecorded
+from training.pixels import new_file
 from training.probe import Probe
 from training.recipes import Recipe
 from training.selection import Indexes
@@ -176,7 +177,7 @@ class Workplace:
         shape = processes.broadcast(None if pixels is None else pixels.shape)
         own = path if here.machine == 0 else self._own_folder() / f"{path.parent.name}.npy"
         writes = here.machine > 0 and here.local_rank == 0
-        copy = np.lib.format.open_memmap(own, "w+", np.uint8, shape) if writes else None
+        copy = new_file(own, shape) if writes else None
         many = max(1, _IN_A_MESSAGE // int(np.prod(shape[1:])))
         for start in range(0, shape[0], many):
             block = torch.empty(min(many, shape[0] - start), *shape[1:], dtype=torch.uint8)

@@ -15,7 +15,7 @@ from perennial.progress import Progress, silent
 from perennial.settings import Settings
 from perennial.settings_sections import TrainSettings
 from perennial.storage import Storage
-from training import backbone_ranking, datasets, run_log
+from training import backbone_ranking, datasets, full_disk, run_log
 from training.datasets import LabelledImages
 from training.fit import FitRequest, Fitted, fit, one_thread_a_batch
 from training.publish import publish
@@ -41,9 +41,10 @@ def train(engine: sa.Engine, settings: Settings, data: str, progress: Progress =
         WeightsUnavailable: the pretrained weights cannot be had.
         InvalidParameter: no such backbone, strategy or image size.
         InvalidSettings: what the log needs is not installed, or there are too few GPUs.
-        StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
+        DiskFull, StorageUnavailable, LedgerUnavailable: see `perennial.errors`.
     """
-    with run_log.opened(settings.train.log, settings.home_path / "logs", settings.name) as log:
+    logs = settings.home_path / "logs"
+    with full_disk.explained(settings), run_log.opened(settings.train.log, logs, settings.name) as log:
         return _train(engine, settings, data, log, progress)
 
 

@@ -174,6 +174,23 @@ def labelled_captures(
     return _labelled(engine, rows)[::-1]
 
 
+def labelled_without_image(
+    engine: sa.Engine, model_version: str, *, since: datetime | None = None, limit: int
+) -> dict[str, str]:
+    """The newest predictions of a version that have a label and no captured image, or none any more: their ids, each
+    with its image's digest."""
+    rows = sa.select(predictions.c.id, predictions.c.image_digest).where(
+        predictions.c.model_version == model_version,
+        predictions.c.image_url.is_(None),
+        sa.exists().where(labels.c.prediction_id == predictions.c.id),
+    )
+    if since is not None:
+        rows = rows.where(predictions.c.at >= since)
+    with reading(engine) as connection:
+        found = connection.execute(rows.order_by(predictions.c.id.desc()).limit(limit))
+        return {row.id: row.image_digest for row in found}
+
+
 def count_labelled_captures(
     engine: sa.Engine,
     model_versions: Sequence[str],

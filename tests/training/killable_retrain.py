@@ -2,7 +2,8 @@
 
 A line is JSON: `moment` (a name in `MOMENTS`: where it kills itself, or with `stop`
 stops; empty: it runs to its end), `challenger` (a bundle that takes the place of what training would make; empty: it is
-trained), `output` (a file). The answer is the child's pid, then its exit status.
+trained), `output` (a file), `arguments` (of `perennial retrain`), `environment` (variables that it gets besides). The
+answer is the child's pid, then its exit status.
 """
 
 from __future__ import annotations
@@ -134,6 +135,9 @@ AROUND_TRAINING: Final[dict[str, Call | At]] = {
     "deployed": Call(deployments, "deploy", before=False),
 }
 MOMENTS: Final = {**WHILE_TRAINING, **AROUND_TRAINING}
+#: Where a retrain that was not asked for by a check asks for itself.
+ASKED: Final = "it is asked for, and not yet started"
+_ASKING: Final = {ASKED: Call(events, "add", before=False, kind=EventKind.RETRAIN_REQUESTED)}
 
 
 def _copy_of(challenger: Bundle, folder: Path) -> Bundle:
@@ -150,13 +154,14 @@ def _run(asked: dict[str, Any]) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
+    os.environ.update(asked["environment"])
     if asked["challenger"]:
         challenger = open_bundle(Path(asked["challenger"]))
         training.challenger.fit = lambda _, bundles, **__: Fitted(_copy_of(challenger, bundles), 0.0)
     if asked["moment"]:
         number = signal.SIGSTOP if asked["stop"] else signal.SIGKILL
-        MOMENTS[asked["moment"]].arm(lambda: os.kill(os.getpid(), number))
-    sys.argv = ["perennial", "retrain", "--if-due", "--json"]
+        {**MOMENTS, **_ASKING}[asked["moment"]].arm(lambda: os.kill(os.getpid(), number))
+    sys.argv = ["perennial", "retrain", *asked["arguments"], "--json"]
     commands.main.main()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -89,22 +89,26 @@ class World:
     champion: Bundle
     graph: Graph
     served: int = 1000
+    true: dict[str, str] = field(default_factory=dict)
 
     def serve(
         self, count: int, *, inverted: bool = False, relabel: Callable[[str], str] | None = None
     ) -> list[Prediction]:
         """Answer `count` images and keep them; with `relabel` each gets a label made from its true one."""
         rows = []
-        true = []
         for _ in range(count):
             self.served += 1
             label = CLASSES[self.served % 3]
             rows.append(self._answer(picture(label, self.served, inverted=inverted)))
-            true.append(label)
+            self.true[rows[-1].id] = label
         predictions.record(self.engine, rows)
         if relabel is not None:
-            labels.add(self.engine, [Feedback(row.id, relabel(label)) for row, label in zip(rows, true, strict=True)])
+            self.label(rows, relabel)
         return rows
+
+    def label(self, rows: Sequence[Prediction], relabel: Callable[[str], str]) -> None:
+        """Give each a label made from its true one."""
+        labels.add(self.engine, [Feedback(row.id, relabel(self.true[row.id])) for row in rows])
 
     def request(self, verdict: str = "data_drift", **window: Any) -> int:
         detail = {"why": f"accuracy fell: {verdict}", "verdict": verdict, "window": window}

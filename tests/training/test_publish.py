@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from perennial import ledger
 from perennial.bundle import Bundle, fetch_bundle, open_bundle
-from perennial.errors import StorageUnavailable, UnknownModel
+from perennial.errors import InvalidBundle, StorageUnavailable, UnknownModel
 from perennial.storage import Storage
 from training.publish import publish, tag_of
 
@@ -62,3 +62,22 @@ def test_without_storage_nothing_is_registered(shape_bundle: Bundle, engine: sa.
         publish(shape_bundle, engine, Storage(f"file://{tmp_path / 'file' / 'storage'}"))
     with pytest.raises(UnknownModel):
         ledger.models.get(engine, "shapes", shape_bundle.manifest.version)
+
+
+@pytest.mark.parametrize("url", ["file://{}/storage", "memory://{}/storage"])
+def test_a_copy_that_storage_damaged_is_not_registered(
+    shape_bundle: Bundle, engine: sa.Engine, home: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(url.format(tmp_path))
+    write = Storage.write
+
+    def damaging(self: Storage, key: str, data: bytes) -> str:
+        return write(self, key, data[:-1] + bytes([data[-1] ^ 1]) if key.endswith(".onnx") else data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "write", damaging)
+        with pytest.raises(InvalidBundle, match=r"not what was written there.*look after the storage.*graph\.onnx"):
+            publish(shape_bundle, engine, storage)
+    assert not ledger.models.all_of(engine, "shapes")
+    publish(shape_bundle, engine, storage)
+    assert [model.version for model in ledger.models.all_of(engine, "shapes")] == [shape_bundle.manifest.version]

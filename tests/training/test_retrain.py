@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import subprocess
@@ -229,26 +228,6 @@ def test_a_challenger_of_a_champion_that_is_no_longer_live_is_not_deployed(
     assert f"{other.manifest.version} went live while the challenger was trained" in result.why
     assert world.kinds()[-3:] == ["retrain_started", "deployed", "gate_refused"]
     assert world.live == other.manifest.version
-
-
-def test_a_full_disk_leaves_the_champion_live_and_the_failure_on_record(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.serve(70, inverted=True, relabel=truth)
-
-    def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(making, "fit", full)
-    with pytest.raises(OSError, match="No space left"):
-        world.retrain(if_due=False, reason="by hand, as a test")
-    failed = events.last(world.engine, "default", [EventKind.RETRAIN_FAILED])
-    assert failed is not None
-    assert failed.detail["why"] == "by hand, as a test"
-    assert "No space left" in failed.detail["reason"]
-    assert [model.version for model in models.all_of(world.engine, "default")] == [world.champion.manifest.version]
-    with leases.held(world.engine, "retrain:default", 1):
-        pass  # the lease is free again
 
 
 # --- the command -----------------------------------------------------------------------------------------
