@@ -80,6 +80,8 @@ def show_plan(document: dict[str, Any]) -> None:
     } | {
         "live model": f"{document['model']['version']}, since {document['model']['deployed_at'][:19]} UTC",
         "labels": f"{labels['fresh']} fresh of {labels['needed']} needed, {labels['older']} older{left_out}",
+        "new classes": ", ".join(f"{label} ({count} labels)" for label, count in labels["new_classes"].items())
+        or "none",
         "cooldown": f"{cooldown['left']:.0f} s left of {cooldown['seconds']:.0f}" if cooldown["left"] else "over",
         "lease": f"{lease['holder']} until {lease['until'][:19]} UTC" if lease else "free",
         "original data": data["why"] or f"{data['location']}: {data['images']} files of {data['classes']} classes",
@@ -122,6 +124,9 @@ def show(document: dict[str, Any]) -> None:
                     f"{change['kept']} still are; {change['called_now']} are called {change['now']}"
                 )
             )
+    if document.get("new_classes"):
+        told = ", ".join(f"{label} ({count} labels)" for label, count in document["new_classes"].items())
+        console.out.print(escape(f"classes that {document['champion']} does not know: {told}"))
     if document.get("skipped"):
         first = document["skipped"][0]
         more = f"{len(document['skipped'])} captures left out, such as {first['location']}: {first['reason']}"

@@ -46,7 +46,8 @@ _EXIT_CODES: Final[dict[Outcome, int]] = {"promoted": 0, "refused": 11, "waiting
 @dataclass(frozen=True, slots=True)
 class RetrainResult:
     """How a retrain ended. `version` is the challenger's (None if none was trained), `champion` the live model's
-    before it; `labels` counts the fresh labelled captures; `seconds` is wall time."""
+    before it; `labels` counts the fresh labelled captures; `new_classes` those that the champion does not know, each
+    with its labelled captures; `seconds` is wall time."""
 
     outcome: Outcome
     name: str
@@ -54,6 +55,7 @@ class RetrainResult:
     version: str | None
     why: str
     labels: int = 0
+    new_classes: Mapping[str, int] | None = None
     gate: GateDecision | None = None
     candidates: Choice | None = None
     left_out: Mapping[str, int] | None = None
@@ -73,6 +75,7 @@ class RetrainResult:
             "version": self.version,
             "why": self.why,
             "labels": self.labels,
+            "new_classes": dict(self.new_classes or {}),
             "gate": self.gate.document() if self.gate else None,
             "candidates": self.candidates.document() if self.candidates else None,
             "left_out": dict(self.left_out or {}),
@@ -159,11 +162,13 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         window=settings.monitor.window,
         classes=manifest.classes,
         since=due.window_start(run.request),
+        new=due.new_labels_of(run.engine, settings, manifest.version),
     )
     captures = labelled.verified(captures, run.storage, run.limits, run.progress)
+    captures, arriving = labelled.arriving(captures, manifest.classes, settings.retrain.new_class_labels)
     needed = labels_needed(settings)
     if len(captures.fresh) < needed:
-        return _waiting(run, captures, needed, began)
+        return _waiting(run, captures, arriving, needed, began)
 
     request = run.request
     if request is None:
@@ -181,12 +186,13 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
             "pretrained_sha256": manifest.pretrained.sha256,
             "labels": len(captures.fresh),
             "older_labels": len(captures.older),
+            "new_classes": arriving,
             "skipped": len(captures.skipped),
         },
         caused_by=request.id,
     )
     try:
-        return _challenge(run, captures, started, began)
+        return _challenge(run, captures, arriving, started, began)
     except BaseException as error:
         detail = {"why": run.why, "champion": manifest.version, "error": type(error).__name__, "reason": str(error)}
         try:
@@ -196,7 +202,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         raise
 
 
-def _challenge(run: _Run, captures: Captures, started: int, began: float) -> RetrainResult:
+def _challenge(run: _Run, captures: Captures, arriving: Mapping[str, int], started: int, began: float) -> RetrainResult:
     settings, manifest = run.settings, run.champion.manifest
     changed = _changed(run, captures)
     before = changed_before(run.engine, manifest.name, models.lineage(run.engine, manifest.name, manifest.version))
@@ -229,7 +235,8 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         ),
         gate_limits(settings.retrain, share=settings.retrain.fresh_holdout),
     )
-    outcome, why = _settle(run, challenger, decision, made, started, began)
+    learnt = {label: count for label, count in arriving.items() if label in challenger.manifest.classes}
+    outcome, why = _settle(run, challenger, decision, made, learnt, started, began)
     return RetrainResult(
         outcome=outcome,
         name=manifest.name,
@@ -237,6 +244,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         version=challenger.manifest.version,
         why=why,
         labels=len(captures.fresh),
+        new_classes=learnt,
         gate=decision,
         candidates=made.choice,
         left_out=material.left_out,
@@ -250,6 +258,7 @@ def _settle(
     challenger: Bundle,
     decision: GateDecision,
     made: Challenger,
+    learnt: Mapping[str, int],
     started: int,
     began: float,
 ) -> tuple[Outcome, str]:
@@ -271,6 +280,7 @@ def _settle(
         "why": why,
         "actor": ACTOR,
         "gate": decision.document(),
+        "new_classes": dict(learnt),
         "candidates": made.choice.document(),
         "left_out": dict(made.material.left_out),
         "seconds": round(time.monotonic() - began, 2),
@@ -312,7 +322,7 @@ def labels_needed(settings: Settings) -> int:
     return max(settings.retrain.min_labels, judged)
 
 
-def _waiting(run: _Run, captures: Captures, needed: int, began: float) -> RetrainResult:
+def _waiting(run: _Run, captures: Captures, arriving: Mapping[str, int], needed: int, began: float) -> RetrainResult:
     why = (
         f"{len(captures.fresh)} fresh labelled captures of {run.champion.manifest.version}; a retrain needs {needed} "
         f"(retrain.min_labels is {run.settings.retrain.min_labels}): {needed - len(captures.fresh)} more"
@@ -327,6 +337,7 @@ def _waiting(run: _Run, captures: Captures, needed: int, began: float) -> Retrai
         version=None,
         why=why,
         labels=len(captures.fresh),
+        new_classes=arriving,
         skipped=captures.skipped,
         seconds=time.monotonic() - began,
     )

@@ -184,6 +184,7 @@ def test_the_dry_run_shows_the_decision_and_its_evidence_and_writes_nothing(
     assert document["labels"] == {
         "fresh": 50, "older": 0, "needed": 60, "missing": 10,
         "left_out": {"its label 'zebra' is not a class of the live model": 1},
+        "new_classes": {}, "too_few": {},
     }  # fmt: skip
     assert (document["data"]["location"], document["data"]["found"], document["data"]["images"]) == (
         str(photos), True, 180,
