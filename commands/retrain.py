@@ -17,6 +17,7 @@ def retrain(
         bool, typer.Option("--dry-run", help="Say whether it would run, on what and why; train and write nothing.")
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")] = "",
+    actor: Annotated[str, typer.Option("--actor", hidden=True)] = "",  # what starts this in somebody's place
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
@@ -42,7 +43,8 @@ def retrain(
 
     settings = console.settings_for(name)
     with processes.leading(), console.progress() as progress:
-        result = run(open_ledger(settings.ledger_url), settings, if_due=if_due, reason=reason, progress=progress)
+        engine, who = open_ledger(settings.ledger_url), actor or console.actor()
+        result = run(engine, settings, if_due=if_due, reason=reason, actor=who, progress=progress)
     document = result.document()
     if as_json:
         console.print_json(document)

@@ -96,17 +96,25 @@ class _Run:
     lease: Lease
     request: Event | None
     why: str
+    actor: str
     progress: Progress
 
 
 def retrain(
-    engine: sa.Engine, settings: Settings, *, if_due: bool, reason: str = "", progress: Progress = silent
+    engine: sa.Engine,
+    settings: Settings,
+    *,
+    if_due: bool,
+    reason: str = "",
+    actor: str = ACTOR,
+    progress: Progress = silent,
 ) -> RetrainResult:
     """Train a challenger on the original data and the labelled captures, judge it, and deploy it if it is better.
 
     Args:
         if_due: only if a request is open, or schedule or labels call for one (`training.due`).
         reason: recorded with the events; the request's own unless given.
+        actor: who asks, for the events: `watch`, or `cli:` and a person's name.
 
     Raises:
         NoLiveModel: there is nothing to retrain.
@@ -130,7 +138,7 @@ def retrain(
             return RetrainResult("nothing_to_do", name, live.version, None, why)
         request = open_request(engine, name)
         if request is None and decision.trigger is not Trigger.HAND:
-            numbers = {"model_version": live.version, **decision.numbers}
+            numbers = {"model_version": live.version, "actor": actor, **decision.numbers}
             request = due.write_request(engine, name, decision.trigger, decision.why, numbers)
         storage = Storage(settings.blobs_url)
         model = models.get(engine, name, live.version)
@@ -143,6 +151,7 @@ def retrain(
             lease=lease,
             request=request,
             why=reason or decision.why,
+            actor=actor,
             progress=progress,
         )
         return _retrain(run, began)
@@ -172,7 +181,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
 
     request = run.request
     if request is None:
-        numbers = {"model_version": manifest.version, "labels": len(captures.fresh), "actor": ACTOR}
+        numbers = {"model_version": manifest.version, "labels": len(captures.fresh), "actor": run.actor}
         request = due.write_request(run.engine, manifest.name, Trigger.HAND, run.why, numbers)
     started = events.add(
         run.engine,
@@ -180,7 +189,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         EventKind.RETRAIN_STARTED,
         {
             "why": run.why,
-            "actor": ACTOR,
+            "actor": run.actor,
             "champion": manifest.version,
             "champion_digest": run.champion.digest,
             "pretrained_sha256": manifest.pretrained.sha256,
@@ -194,7 +203,10 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
     try:
         return _challenge(run, captures, arriving, started, began)
     except BaseException as error:
-        detail = {"why": run.why, "champion": manifest.version, "error": type(error).__name__, "reason": str(error)}
+        detail = {
+            "why": run.why, "actor": run.actor, "champion": manifest.version, "error": type(error).__name__,
+            "reason": str(error),
+        }  # fmt: skip
         try:
             events.add(run.engine, manifest.name, EventKind.RETRAIN_FAILED, detail, caused_by=started)
         except LedgerUnavailable as second:
@@ -278,7 +290,7 @@ def _settle(
         "champion_digest": run.champion.digest,
         "data_fingerprint": challenger.manifest.dataset.fingerprint,
         "why": why,
-        "actor": ACTOR,
+        "actor": run.actor,
         "gate": decision.document(),
         "new_classes": dict(learnt),
         "candidates": made.choice.document(),
@@ -294,7 +306,7 @@ def _settle(
         name,
         version,
         reason=run.why,
-        actor=ACTOR,
+        actor=run.actor,
         detail={"gate": why},
         caused_by=event,
         replaces=live,

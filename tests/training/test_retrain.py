@@ -32,6 +32,7 @@ from training.fit import Fitted
 from training.material import pinned_rows
 from training.promote import promote
 from training.publish import publish
+from training.retrain import retrain
 
 # --- going live ------------------------------------------------------------------------------------------
 
@@ -107,6 +108,10 @@ def test_two_classes_that_swapped_meaning_are_found_and_learnt_anew(world: World
     assert result.gate.fresh.challenger.value > 0.9
     assert result.left_out is not None
     assert result.left_out["original images of a class whose meaning changed"] == 120
+    assert result.candidates is not None
+    assert "120 older rows are left out in any case" in result.candidates.why
+    assert "concept drift: green, red" in result.candidates.why
+    assert result.document()["candidates"]["why"] == result.candidates.why
     # The old meanings are no argument for the old model, either.
     back = promote(world.engine, world.settings, world.champion.manifest.version, actor="test")
     assert back.gate is not None
@@ -241,11 +246,14 @@ def test_a_full_disk_leaves_the_champion_live_and_the_failure_on_record(
 
     monkeypatch.setattr(making, "fit", full)
     with pytest.raises(OSError, match="No space left"):
-        world.retrain(if_due=False, reason="by hand, as a test")
+        retrain(world.engine, world.settings, if_due=False, reason="by hand, as a test", actor="cli:ann")
     failed = events.last(world.engine, "default", [EventKind.RETRAIN_FAILED])
     assert failed is not None
     assert failed.detail["why"] == "by hand, as a test"
     assert "No space left" in failed.detail["reason"]
+    requested, started = events.after(world.engine, "default")[-3:-1]
+    assert [event.detail["actor"] for event in (requested, started, failed)] == ["cli:ann"] * 3
+    assert requested.detail["trigger"] == "hand"
     assert [model.version for model in models.all_of(world.engine, "default")] == [world.champion.manifest.version]
     with leases.held(world.engine, "retrain:default", 1):
         pass  # the lease is free again

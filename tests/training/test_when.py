@@ -266,6 +266,8 @@ def test_two_watchers_at_once_are_one_retrain(shared_world: World, tmp_path: Pat
     assert [kinds.count(kind) for kind in ("retrain_requested", "retrain_started")] == [1, 1], said
     requested = next(event for event in trail(world) if event.kind is EventKind.RETRAIN_REQUESTED)
     assert requested.detail["trigger"] == "labels"
+    asked = [event for event in trail(world) if str(event.kind).startswith("retrain_")]
+    assert {event.detail["actor"] for event in asked} == {"watch"}
     assert "a retrain is called for" in "".join(said)
 
 
