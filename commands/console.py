@@ -5,6 +5,7 @@ Results go to stdout; progress and logs go to stderr. With `--json` stdout holds
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
@@ -60,6 +61,14 @@ def settings_for(name: str | None = None, **overrides: Any) -> Settings:
     os.environ.setdefault("BENTOML_HOME", str(settings.home_path / "bentoml"))
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     return settings
+
+
+def actor() -> str:
+    """Who runs this process, for the audit trail."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (OSError, KeyError):  # a container may run under a user id that has no name
+        return "cli:unknown"
 
 
 def follows() -> bool:

@@ -78,33 +78,50 @@ def import_(
 ) -> None:
     """Read labels back. Of several labels for a prediction the last one counts; doing it twice changes nothing.
 
-    Exit code 3: some labels name a prediction or a class that there is not; the others were taken.
+    A label that is no class of the model is kept, and becomes one once enough images have it
+    (`retrain.new_class_labels`). Exit code 3: some labels name a prediction or a class that there is not, and could not
+    be kept; the others were taken.
     """
+    from dataclasses import replace
+
     from perennial import label_files
-    from perennial.ledger import labels, models, open_ledger, predictions
+    from perennial.ledger import labels, models, new_classes, open_ledger, predictions
 
     settings = console.settings_for(name)
     given = label_files.read(file, source)
     engine = open_ledger(settings.ledger_url)
     versions = predictions.known(engine, [each.prediction_id for each in given])
     classes = {model.version: frozenset(model.manifest.classes) for model in models.all_of(engine, settings.name)}
-    ours = [each for each in given if versions.get(each.prediction_id) in classes]
-    good = [each for each in ours if each.label in classes[versions[each.prediction_id]]]
-    changed = labels.add(engine, good)
+    ours = [
+        replace(each, known=each.label in classes[versions[each.prediction_id]])
+        for each in given
+        if versions.get(each.prediction_id) in classes
+    ]
     missing = [each.prediction_id for each in given if versions.get(each.prediction_id) not in classes]
-    unknown = sorted({each.label for each in ours if each.label not in classes[versions[each.prediction_id]]})
+    unknown = sorted({each.label for each in ours if not each.known})
+    needed = settings.retrain.new_class_labels
+    kept = new_classes.admitted(unknown, new_classes.names(engine, settings.name)) if needed else set()
+    taken = [each for each in ours if each.known or each.label in kept]
+    accepted = sum(each.known for each in taken)
+    changed = labels.add(engine, taken)
+    refused = [label for label in unknown if label not in kept]
     if as_json:
-        found = {"labels": len(given), "accepted": len(good), "changed": changed}
+        found = {"labels": len(given), "accepted": accepted, "kept": len(taken) - accepted, "changed": changed}
         console.print_json({**found, "unknown_predictions": missing, "unknown_labels": unknown})
     else:
-        console.out.print(f"{len(given)} labels read, {len(good)} taken, {changed} of them new or changed")
+        console.out.print(f"{len(given)} labels read, {len(taken)} taken, {changed} of them new or changed")
+        if kept:
+            told = (
+                f"{len(taken) - accepted} are no class of the model that answered, and are kept until {needed} images"
+            )
+            console.out.print(f"{told} have the same: {', '.join(sorted(kept)[:10])}", markup=False)
         if missing:
             console.err.print(
                 f"{len(missing)} name no prediction of {settings.name}, such as {missing[0]}", markup=False
             )
-        if unknown:
-            console.err.print(f"not a class of the model that answered: {', '.join(unknown[:10])}", markup=False)
-    raise typer.Exit(_BAD_DATA if missing or unknown else 0)
+        if refused:
+            console.err.print(f"not a class of the model that answered: {', '.join(refused[:10])}", markup=False)
+    raise typer.Exit(_BAD_DATA if missing or refused else 0)
 
 
 def _questions(name: str | None, count: int) -> tuple[str, list[dict[str, Any]]]:

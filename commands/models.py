@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -152,7 +151,7 @@ def roll_back(
         _roll_back_if_worse(settings, reason, as_json=as_json)
     engine = open_ledger(settings.ledger_url)
     before = deployments.live(engine, settings.name)
-    now = deployments.roll_back(engine, settings.name, reason=reason or "rolled back by hand", actor=_actor())
+    now = deployments.roll_back(engine, settings.name, reason=reason or "rolled back by hand", actor=console.actor())
     if as_json:
         console.print_json({**asdict(now), "replaces": before.version})
     else:
@@ -186,15 +185,8 @@ def promote_version(
     """`training.promote.promote` in the name of whoever runs this process."""
     from training.promote import promote
 
-    return promote(engine, settings, version, reason=reason, force=force, actor=_actor(), progress=progress)
+    return promote(engine, settings, version, reason=reason, force=force, actor=console.actor(), progress=progress)
 
 
 def _interval(estimate: dict[str, float] | None) -> str:
     return "" if estimate is None else f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
-
-
-def _actor() -> str:
-    try:
-        return f"cli:{getpass.getuser()}"
-    except (OSError, KeyError):  # a container may run under a user id that has no name
-        return "cli:unknown"

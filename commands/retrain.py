@@ -17,6 +17,7 @@ def retrain(
         bool, typer.Option("--dry-run", help="Say whether it would run, on what and why; train and write nothing.")
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")] = "",
+    actor: Annotated[str, typer.Option("--actor", hidden=True)] = "",  # what starts this in somebody's place
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
@@ -42,7 +43,8 @@ def retrain(
 
     settings = console.settings_for(name)
     with processes.leading(), console.progress() as progress:
-        result = run(open_ledger(settings.ledger_url), settings, if_due=if_due, reason=reason, progress=progress)
+        engine, who = open_ledger(settings.ledger_url), actor or console.actor()
+        result = run(engine, settings, if_due=if_due, reason=reason, actor=who, progress=progress)
     document = result.document()
     if as_json:
         console.print_json(document)
@@ -80,6 +82,8 @@ def show_plan(document: dict[str, Any]) -> None:
     } | {
         "live model": f"{document['model']['version']}, since {document['model']['deployed_at'][:19]} UTC",
         "labels": f"{labels['fresh']} fresh of {labels['needed']} needed, {labels['older']} older{left_out}",
+        "new classes": ", ".join(f"{label} ({count} labels)" for label, count in labels["new_classes"].items())
+        or "none",
         "cooldown": f"{cooldown['left']:.0f} s left of {cooldown['seconds']:.0f}" if cooldown["left"] else "over",
         "lease": f"{lease['holder']} until {lease['until'][:19]} UTC" if lease else "free",
         "original data": data["why"] or f"{data['location']}: {data['images']} files of {data['classes']} classes",
@@ -122,6 +126,9 @@ def show(document: dict[str, Any]) -> None:
                     f"{change['kept']} still are; {change['called_now']} are called {change['now']}"
                 )
             )
+    if document.get("new_classes"):
+        told = ", ".join(f"{label} ({count} labels)" for label, count in document["new_classes"].items())
+        console.out.print(escape(f"classes that {document['champion']} does not know: {told}"))
     if document.get("skipped"):
         first = document["skipped"][0]
         more = f"{len(document['skipped'])} captures left out, such as {first['location']}: {first['reason']}"

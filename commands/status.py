@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from commands import console
+from perennial.settings import Settings
 
 _EVENTS: Final = 5
+_NEW_LABELS: Final = 5
 
 
 def status(name: console.Name = None, as_json: console.Json = False) -> None:
@@ -14,23 +16,24 @@ def status(name: console.Name = None, as_json: console.Json = False) -> None:
     from perennial.ledger import open_ledger
 
     settings = console.settings_for(name)
-    engine = open_ledger(settings.ledger_url)
-    document = _document(engine, settings.name, settings.monitor.window, settings.retrain.watch_labels)
+    document = _document(open_ledger(settings.ledger_url), settings)
     if as_json:
         console.print_json(document)
     else:
         _show(document)
 
 
-def _document(engine: Any, name: str, window: int, watch_labels: int) -> dict[str, Any]:
-    from perennial.ledger import checks, deployments, events, models, predictions, watches
+def _document(engine: Any, settings: Settings) -> dict[str, Any]:
+    from perennial.ledger import checks, deployments, events, models, new_classes, predictions, watches
 
+    name, window = settings.name, settings.monitor.window
     live = deployments.live(engine, name)
     manifest = models.get(engine, name, live.version).manifest
+    new = new_classes.find(engine, name, manifest.classes, settings.retrain.new_class_labels)
     latest = predictions.span(engine, live.version, window)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     newest = events.newest(engine, name, _EVENTS)
-    watch = watches.open_watch(engine, name) if watch_labels else None
+    watch = watches.open_watch(engine, name) if settings.retrain.watch_labels else None
     return {
         "name": name,
         "model": {
@@ -44,14 +47,19 @@ def _document(engine: Any, name: str, window: int, watch_labels: int) -> dict[st
         },
         "watch": None
         if watch is None
-        else {"compared_with": watch.before, "of": watch_labels, **watches.tally(engine, watch).document()},
+        else {
+            "compared_with": watch.before,
+            "of": settings.retrain.watch_labels,
+            **watches.tally(engine, watch).document(),
+        },
         "predictions": predictions.count(engine, live.version),
         "window": {
             "rows": latest.rows,
-            "labelled": len(predictions.labelled_answers(engine, live.version, window)),
+            "labelled": len(predictions.labelled_answers(engine, live.version, window, new=new.classes)),
             "start": latest.start.isoformat() if latest.start else None,
             "end": latest.end.isoformat() if latest.end else None,
         },
+        "new_labels": {"images": dict(new.images), "needed": new.at_least, "classes": list(new.classes)},
         "check": None
         if check is None
         else {
@@ -92,6 +100,9 @@ def _show(document: dict[str, Any]) -> None:
         )
     table.add_row("predictions", f"{document['predictions']:,}")
     table.add_row("window", f"the latest {window['rows']:,}, {window['labelled']:,} of them labelled")
+    new = document["new_labels"]
+    if new["images"]:
+        table.add_row("new labels", escape(_new_labels(new)))
     if check is None:
         table.add_row("check", "none yet; run: perennial monitor")
     else:
@@ -116,3 +127,15 @@ def _watch(found: dict[str, Any]) -> str:
         return told
     shares = [f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in (found["live"], found["before"])]
     return f"{told}: {shares[0]} against {shares[1]}"
+
+
+def _new_labels(new: dict[str, Any]) -> str:
+    """Labels that the model does not know: how near each is to being a class."""
+    ordered = sorted(new["images"].items(), key=lambda each: (-each[1], each[0]))
+    of = f" of {new['needed']}" if new["needed"] else ""
+    told = [
+        f"{label} ({count} images, learnt by the next retrain)" if label in new["classes"] else f"{label} ({count}{of})"
+        for label, count in ordered[:_NEW_LABELS]
+    ]
+    more = f" and {len(ordered) - _NEW_LABELS} more" if len(ordered) > _NEW_LABELS else ""
+    return ", ".join(told) + more

@@ -129,7 +129,7 @@ class Watcher:
         if self._stopping.is_set() or not (due or self._is_asked_for()):
             return checked
         _log("a retrain is called for")
-        code, _ = self._perennial("retrain", "--if-due", "--json", "--name", self._settings.name)
+        code, _ = self._perennial("retrain", "--if-due", "--json", "--actor", "watch", "--name", self._settings.name)
         if self._stopping.is_set():
             return False
         _log(f"retrain: {_RETRAIN_ENDS.get(code, f'failed with exit code {code}')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,11 +46,15 @@ class Backtest:
     worst: float
 
 
-def labelled_since(engine: sa.Engine, name: str, version: str, least_labels: int) -> list[Past]:
-    """Windows of earlier checks of a version that have `least_labels` by now, latest first."""
+def labelled_since(
+    engine: sa.Engine, name: str, version: str, least_labels: int, *, new: Collection[str] = ()
+) -> list[Past]:
+    """Windows of earlier checks of a version that have `least_labels` by now, latest first; labels that are among
+    `new` count though they are no class of it."""
     found: list[Past] = []
     for window, accuracy in _apart(ledger.checks.accuracies(engine, name, version, _CHECKS)):
-        answers = ledger.predictions.labelled_answers_between(engine, version, window["first"], window["last"])
+        first, last = window["first"], window["last"]
+        answers = ledger.predictions.labelled_answers_between(engine, version, first, last, new=new)
         if len(answers) >= least_labels:
             found.append(
                 Past(

@@ -75,6 +75,8 @@ class Check:
     seconds: float
     collection: Facts | None = None
     compared_with: ComparedWith | None = None
+    #: Labels that are no class of the model, and that enough images have for them to count as errors.
+    new_classes: tuple[str, ...] = ()
 
     def window(self) -> dict[str, Any]:
         return {
@@ -107,6 +109,7 @@ class Check:
                 if column.problem is not None
             ],
             "accuracy": asdict(self.accuracy),
+            "new_classes": list(self.new_classes),
             "retrain": asdict(self.retrain),
             "false_alarms": asdict(self.false_alarms) if self.false_alarms is not None else None,
             "examples": [example.document() for example in self.examples],
@@ -128,7 +131,9 @@ def run_check(engine: sa.Engine, settings: Settings, drawing: Drawing | None = N
     began = time.perf_counter()
     live = live_model(engine, settings)
     version, storage = live.version, Storage(settings.blobs_url)
-    window = read_window(engine, version, settings.monitor.window, settings.monitor.sample)
+    at_least = settings.retrain.new_class_labels
+    arriving = ledger.new_classes.find(engine, settings.name, live.bundle.manifest.classes, at_least).classes
+    window = read_window(engine, version, settings.monitor.window, settings.monitor.sample, new=arriving)
     failures = read_failures(engine, version, window)
     _warn_of_the_future(window)
     reference = read_reference(live.bundle, window.precision)
@@ -162,6 +167,7 @@ def run_check(engine: sa.Engine, settings: Settings, drawing: Drawing | None = N
         compared_with=ComparedWith("same_hours" if found.same_hours else "training", len(found.compared.scores))
         if found.compared is not None
         else None,
+        new_classes=window.new_classes,
     )
     drawing = drawing or DrawingHere()
     evidently = _drawn(drawing, settings, version, found, window)

@@ -142,7 +142,8 @@ def _decision(
         seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
     )
     if is_lost(situation, settings.retrain):  # counting takes the longer the more labels there are
-        situation = replace(situation, captures=ledger.predictions.count_labelled_captures(engine, [version]))
+        captures = ledger.predictions.count_labelled_captures(engine, [version], new=window.new_classes)
+        situation = replace(situation, captures=captures)
     return decide(situation, settings.retrain)
 
 

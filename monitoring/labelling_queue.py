@@ -44,7 +44,8 @@ def queue_of_live(engine: sa.Engine, settings: Settings, count: int) -> tuple[st
         Everything that `monitoring.live.live_model` raises.
     """
     live = live_model(engine, settings)
-    window = read_window(engine, live.version, settings.monitor.window, settings.monitor.sample)
+    # Who has called an image something the model does not know was asked, and is not asked again.
+    window = read_window(engine, live.version, settings.monitor.window, settings.monitor.sample, new=None)
     reference = read_reference(live.bundle, window.precision)
     if reference is None:
         raise NothingToDo(

@@ -45,8 +45,9 @@ def read_accuracies(
     """Of a version's latest window; `unseen` are the reference rows that took no part in training, `unlike` is the
     share of the window that the domain classifier tells from the reference."""
     correct = window.answers.correct
-    stream = ledger.predictions.labelled_answers(engine, version, _STREAM)
-    past = labelled_since(engine, settings.name, version, settings.monitor.min_labels)
+    new = window.new_classes
+    stream = ledger.predictions.labelled_answers(engine, version, _STREAM, new=new)
+    past = labelled_since(engine, settings.name, version, settings.monitor.min_labels, new=new)
     found = estimate(unseen, window.scores, unlike, proven=proven(past))
     return Accuracies(
         labels=counted(correct) if len(correct) >= settings.monitor.min_labels else None,

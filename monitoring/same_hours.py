@@ -51,6 +51,7 @@ def read_same_hours(
         precision=window.precision,
         sample=settings.monitor.sample,
         without=_spans_of(alarmed),
+        new=window.new_classes,
     )
     usual = window_of(rows)
     if len(usual.scores) < settings.monitor.min_rows:

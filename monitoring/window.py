@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -113,6 +113,8 @@ class Window:
     #: The ids of the first and the last prediction that was received; they sort by time.
     first: str | None = None
     last: str | None = None
+    #: Labels that are no class of the model and count all the same, as errors (`perennial.ledger.new_classes`).
+    new_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +143,31 @@ class Reference:
         return self.unseen if int(self.held_out.sum()) >= _ENOUGH_UNSEEN else self.scores
 
 
-def read_window(engine: sa.Engine, model_version: str, limit: int, sample: int) -> Window:
+def read_window(
+    engine: sa.Engine, model_version: str, limit: int, sample: int, *, new: Iterable[str] | None = ()
+) -> Window:
     """The latest `limit` predictions of a version in the precision of the newest one, each with its last label; the
     scores of `sample` of them at most, drawn at random, so that a check of millions costs as much as one of
-    thousands."""
+    thousands.
+
+    Args:
+        new: labels that are no class of the model and count all the same; None: every label counts.
+    """
+    counted = None if new is None else tuple(new)
+    return replace(_read(engine, model_version, limit, sample, counted), new_classes=counted or ())
+
+
+def _read(engine: sa.Engine, model_version: str, limit: int, sample: int, new: tuple[str, ...] | None) -> Window:
     newest = predictions.latest(engine, model_version, 1)
     if not newest:
         return window_of([])
     precision = newest[0].prediction.precision
     found = predictions.span(engine, model_version, limit, precision=precision)
     if found.rows <= sample:
-        return window_of(predictions.latest(engine, model_version, limit, precision=precision))
-    drawn = window_of(predictions.latest(engine, model_version, limit, precision=precision, sample=sample))
-    last = {
-        row.image_digest: row for row in predictions.labelled_answers(engine, model_version, limit, precision=precision)
-    }
+        return window_of(predictions.latest(engine, model_version, limit, precision=precision, new=new))
+    drawn = window_of(predictions.latest(engine, model_version, limit, precision=precision, sample=sample, new=new))
+    labelled = predictions.labelled_answers(engine, model_version, limit, precision=precision, new=new)
+    last = {row.image_digest: row for row in labelled}
     answers = Answers(
         np.array([row.answered for row in last.values()], dtype=object),
         np.array([row.true_label for row in last.values()], dtype=object),

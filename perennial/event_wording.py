@@ -56,7 +56,8 @@ def _retrain_requested(detail: Detail) -> str:
 
 def _retrain_started(detail: Detail) -> str:
     labels = detail.get("labels")
-    return f"to replace {detail.get('champion')}" + (f", with {labels} fresh labels" if labels is not None else "")
+    with_labels = f", with {labels} fresh labels" if labels is not None else ""
+    return f"to replace {detail.get('champion')}{with_labels}{_new_classes(detail)}"
 
 
 def _retrain_failed(detail: Detail) -> str:
@@ -64,7 +65,12 @@ def _retrain_failed(detail: Detail) -> str:
 
 
 def _gate(detail: Detail) -> str:
-    return f"{detail.get('version')} against {detail.get('champion')}"
+    return f"{detail.get('version')} against {detail.get('champion')}{_new_classes(detail)}"
+
+
+def _new_classes(detail: Detail) -> str:
+    new = detail.get("new_classes") or {}
+    return f", new: {', '.join(f'{label} ({count} labels)' for label, count in new.items())}" if new else ""
 
 
 def _deployed(detail: Detail) -> str:

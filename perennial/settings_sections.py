@@ -334,6 +334,12 @@ class RetrainSettings(Section):
     every_labels: int = Field(
         0, ge=0, description="Retrain when the live model has so many labels more than at the last retrain; 0 is never."
     )
+    new_class_labels: int = Field(
+        20,
+        ge=0,
+        description="A label that is no class of the model is kept, and becomes a class with the next retrain once so "
+        "many different captured images have it; until then it counts nowhere. 0 refuses such labels.",
+    )
     cooldown: float = Field(
         3600.0, ge=0, description="Seconds after a retrain in which no other is asked for, but by hand."
     )

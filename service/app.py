@@ -124,7 +124,7 @@ class Perennial:
         self.predictor = Predictor(settings.name, self.inference, self.recorder, self.captures, self.rejections)
         self.slots = Slots(settings.serve.max_queue)
         self.bodies = BodyMemory(settings.serve.max_queue_bytes, lambda: self.inference.most_working)
-        self.feedback = FeedbackDesk(settings.name, self.recorder)
+        self.feedback = FeedbackDesk(settings.name, self.recorder, keeps=settings.retrain.new_class_labels > 0)
         self.ledger_threads = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
         self.models.look()
 

@@ -1,17 +1,21 @@
-"""Labels that come back: which ones can be taken, and committing them."""
+"""Labels that come back: which ones can be taken, and committing them.
+
+A label that is no class of the model that answered is kept for when it becomes one (`perennial.ledger.new_classes`).
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from perennial.errors import InvalidParameter, PredictionPending, UnknownLabel, UnknownModel, UnknownPrediction
 from perennial.ids import milliseconds_of
-from perennial.ledger import labels, models, predictions
+from perennial.ledger import labels, models, new_classes, predictions
 from perennial.ledger.labels import Feedback
 from service import metrics
 from service.limits import source_of
@@ -21,6 +25,9 @@ MAX_ITEMS: Final = 10_000
 _MAX_TEXT: Final = 200
 _PATIENCE_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.02
+#: So long it is taken as known which new labels are kept: who sends one name after the other must not have the ledger
+#: asked each time.
+_NAMES_SECONDS: Final = 1.0
 _KEYS: Final = {"prediction_id", "label", "source"}
 
 
@@ -63,12 +70,15 @@ def _item(entry: Any, where: str) -> Feedback:
 
 
 class FeedbackDesk:
-    """Takes labels for one model's predictions."""
+    """Takes labels for one model's predictions; with `keeps` also those that are no class of it."""
 
-    def __init__(self, name: str, recorder: Recorder) -> None:
+    def __init__(self, name: str, recorder: Recorder, *, keeps: bool) -> None:
         self._name = name
         self._recorder = recorder
+        self._keeps = keeps
         self._classes: dict[str, tuple[str, ...] | None] = {}
+        self._names: frozenset[str] = frozenset()
+        self._looked = -math.inf
 
     def take(self, engine: sa.Engine, call: Call) -> dict[str, Any]:
         """Commit every label that can be taken; returns the answer.
@@ -79,40 +89,60 @@ class FeedbackDesk:
             LedgerUnavailable.
         """
         versions = self._versions(engine, [item.prediction_id for item in call.items if _storable(item.prediction_id)])
-        good: list[Feedback] = []
+        found: list[Feedback] = []
         unknown_predictions: list[str] = []
-        unknown_labels: list[str] = []
         for item in call.items:
             version = versions.get(item.prediction_id)
             classes = self._classes_of(engine, version) if version else None
             if classes is None:
                 unknown_predictions.append(item.prediction_id)
-            elif item.label not in classes:
-                unknown_labels.append(item.label)
-                if call.single:
-                    metrics.feedback.labels("unknown_label").inc()
-                    raise UnknownLabel(
-                        f"{item.label[:_MAX_TEXT]!r} is not a class of model {version}; its classes are: "
-                        f"{', '.join(classes)}"
-                    )
             else:
-                good.append(item)
-        if good:
-            labels.add(engine, good)
+                found.append(replace(item, known=item.label in classes))
+        unknown_labels = list(dict.fromkeys(item.label for item in found if not item.known))
+        keepable = self._keepable(engine, unknown_labels)
+        taken = [item for item in found if item.known or item.label in keepable]
+        if taken:
+            labels.add(engine, taken)
+        accepted = sum(item.known for item in taken)
+        kept, refused = len(taken) - accepted, len(found) - len(taken)
         for outcome, count in (
-            ("accepted", len(good)),
+            ("accepted", accepted),
+            ("kept", kept),
             ("unknown_prediction", len(unknown_predictions)),
-            ("unknown_label", len(unknown_labels)),
+            ("unknown_label", refused),
         ):
             if count:
                 metrics.feedback.labels(outcome).inc(count)
         if call.single and unknown_predictions:
             raise UnknownPrediction(f"there is no prediction {unknown_predictions[0][:_MAX_TEXT]!r}")
+        if call.single and refused:
+            raise UnknownLabel(self._why_refused(engine, unknown_labels[0], versions[found[0].prediction_id]))
         return {
-            "accepted": len(good),
+            "accepted": accepted,
+            "kept": kept,
             "unknown_predictions": list(dict.fromkeys(unknown_predictions)),
-            "unknown_labels": list(dict.fromkeys(unknown_labels)),
+            "unknown_labels": unknown_labels,
         }
+
+    def _keepable(self, engine: sa.Engine, wanted: Sequence[str]) -> set[str]:
+        """Of these labels, that are no class, those that can be kept."""
+        if not self._keeps:
+            return set()
+        if not self._names.issuperset(wanted) and time.monotonic() > self._looked + _NAMES_SECONDS:
+            self._names = new_classes.names(engine, self._name)
+            self._looked = time.monotonic()
+        found = new_classes.admitted(wanted, self._names)
+        self._names |= found
+        return found
+
+    def _why_refused(self, engine: sa.Engine, label: str, version: str) -> str:
+        classes = self._classes_of(engine, version) or ()
+        why = f"{label[:_MAX_TEXT]!r} is not a class of model {version}; its classes are: {', '.join(classes)}"
+        if not self._keeps:
+            return why
+        if not new_classes.is_storable(label):
+            return f"{why}. A new label is kept if it has at most {new_classes.MAX_LABEL} printable characters"
+        return f"{why}. {new_classes.MOST_LABELS:,} other new labels are kept already; correct those that are none"
 
     def _versions(self, engine: sa.Engine, ids: Sequence[str]) -> dict[str, str]:
         """Of these ids, the known ones with their model version. A label may come right behind its prediction, so

@@ -79,7 +79,7 @@ captures: Final = Counter(
     ["outcome"],
 )
 feedback: Final = Counter(
-    "perennial_feedback", "Labels received: `accepted`, `unknown_prediction`, `unknown_label`.", ["outcome"]
+    "perennial_feedback", "Labels received: `accepted`, `kept`, `unknown_prediction`, `unknown_label`.", ["outcome"]
 )
 inference_restarts: Final = Counter(
     "perennial_inference_restarts", "Times that the process that decodes and infers ended and was started again."

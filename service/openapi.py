@@ -166,7 +166,7 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
             "post": _operation(
                 "feedback", "Say what the right answer was; of several labels for a prediction the last one counts.",
                 "Accepted", (404, 413, 422, 503, 504),
-                {"accepted": 1, "unknown_predictions": [], "unknown_labels": []},
+                {"accepted": 1, "kept": 0, "unknown_predictions": [], "unknown_labels": []},
                 {
                     "requestBody": _json_body(
                         {"oneOf": [label, {"type": "array", "items": label, "maxItems": 10_000}]},
@@ -311,6 +311,11 @@ def _schemas() -> dict[str, Schema]:
         "Accepted": _object(
             {
                 "accepted": {"type": "integer", "minimum": 0},
+                "kept": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "description": "Labels that are no class of the model and are kept for when they become one.",
+                },
                 "unknown_predictions": texts,
                 "unknown_labels": texts,
             }

@@ -1,7 +1,8 @@
 """Labelled captures: images of the live traffic that people have put a label to.
 
 *Fresh* ones were answered by the live model inside the window that called for a retrain (else they are its newest
-labelled ones); *older* ones are all others. An image sent twice counts once, with the last label it was given.
+labelled ones), or show a class that it does not know; *older* ones are all others. An image sent twice counts once,
+with the last label it was given.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import sqlalchemy as sa
 
 from perennial.errors import InvalidImage, StorageUnavailable
 from perennial.images import ImageHeader, ImageLimits, read_header
-from perennial.ledger import labels, models, predictions
+from perennial.ledger import labels, models, new_classes, predictions
+from perennial.ledger.new_classes import NewLabels
 from perennial.ledger.predictions import LabelledPrediction
 from perennial.progress import Progress, Step, silent
 from perennial.storage import Storage, sha256
@@ -53,16 +55,25 @@ class Captures:
 
 
 def find(
-    engine: sa.Engine, name: str, live: str, *, window: int, classes: Collection[str], since: datetime | None = None
+    engine: sa.Engine,
+    name: str,
+    live: str,
+    *,
+    window: int,
+    classes: Collection[str],
+    since: datetime | None = None,
+    new: NewLabels = new_classes.NONE,
 ) -> Captures:
     """The labelled captures in the ledger; their images are not read yet.
 
     Args:
         live: the live version.
         window: the most fresh captures to take, newest first.
-        classes: other labels are left out and listed.
-        since: fresh captures are not older than this.
+        classes: those that the model knows; other labels are left out and listed.
+        since: fresh captures are not older than this, unless they show a class that arrives.
+        new: labels that are none of the classes; those that have enough images are classes too.
     """
+    arriving = new.classes
     fresh = predictions.labelled_captures(engine, [live], since=since, limit=window)
     versions = [model.version for model in models.all_of(engine, name)]
     every = predictions.labelled_captures(engine, versions, limit=(1 + OLDER_WINDOWS) * window)
@@ -79,11 +90,12 @@ def find(
         label = last_label[digest]
         seen = row.prediction
         assert seen.image_url is not None  # `labelled_captures` gives no others
-        if label not in classes:
-            skipped.append(Skipped(seen.image_url, f"its label {label!r} is not a class of the live model"))
+        if label not in classes and label not in arriving:
+            skipped.append(Skipped(seen.image_url, new.missing(label)))
             continue
         header = ImageHeader(seen.format, seen.mode, seen.width, seen.height)
-        kept[seen.id in fresh_ids].append(
+        # Who saw a class arrive slowly needs rows of it on each side, the gate's too.
+        kept[seen.id in fresh_ids or label not in classes].append(
             Capture(digest, seen.image_url, label, seen.label, seen.model_version, seen.at, header)
         )
     without = predictions.labelled_without_image(engine, live, since=since, limit=window)
@@ -107,6 +119,28 @@ def verified(captures: Captures, storage: Storage, limits: ImageLimits, progress
         skipped=captures.skipped
         + tuple(Skipped(capture.url, reasons[capture.digest]) for capture in every if capture.digest in reasons),
     )
+
+
+def arriving(captures: Captures, classes: Collection[str], at_least: int) -> tuple[Captures, dict[str, int]]:
+    """The captures without those of new classes that have fewer than `at_least` of them at hand, and how many each
+    new class has that stays."""
+    counts = Counter(one.label for one in (*captures.fresh, *captures.older) if one.label not in classes)
+    few = {label: count for label, count in counts.items() if count < at_least}
+    gone = [one for one in (*captures.fresh, *captures.older) if one.label in few]
+    left = Captures(
+        tuple(one for one in captures.fresh if one.label not in few),
+        tuple(one for one in captures.older if one.label not in few),
+        captures.skipped
+        + tuple(
+            Skipped(
+                one.url,
+                f"its label {one.label!r} is no class yet: of the {at_least} images that it takes "
+                f"(retrain.new_class_labels) {few[one.label]} can be read, label {at_least - few[one.label]} more so",
+            )
+            for one in gone
+        ),
+    )
+    return left, {label: count for label, count in sorted(counts.items()) if label not in few}
 
 
 def divide(

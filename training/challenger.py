@@ -17,7 +17,7 @@ from training.captures import Captures
 from training.datasets import LabelledImages
 from training.features import embed
 from training.fit import FitRequest, Fitted, fit, one_thread_a_batch
-from training.material import Material, captured_rows, combine, original_data, pinned_rows
+from training.material import OF_CHANGED_CLASS, Material, captured_rows, combine, original_data, pinned_rows
 from training.meaning import ChangedClass
 from training.near_copies import NearCopies, near_copies
 from training.rungs import MAJORITY, SIMPLE
@@ -66,6 +66,11 @@ def make_challenger(
     )
     strategy = next_strategy(manifest)
     images, choice = _chosen(manifest, material.images, strategy, copies, settings, limits, progress)
+    gone = sum(count for reason, count in material.left_out.items() if reason.endswith(OF_CHANGED_CLASS))
+    if gone:
+        labels = ", ".join(sorted({*(change.label for change in changed), *(changed_before or {})}))
+        told = f"{gone} older rows are left out in any case, as what they are called changed (concept drift: {labels})"
+        choice = replace(choice, why=f"{choice.why}; {told}")
     fitted = fit(
         FitRequest(
             images=images,
@@ -107,9 +112,10 @@ def _chosen(
     limits: ImageLimits,
     progress: Progress,
 ) -> tuple[LabelledImages, Choice]:
-    """What to learn from, as a probe on the pretrained network's features finds it."""
-    if strategy in (AUTO, MAJORITY, SIMPLE):
-        return images, Choice(RECENT_WEIGHTED, f"{strategy} does not learn on a network's features, or not only")
+    """What to learn from, as a probe finds it on the features that the strategy learns on; `auto` may take either, and
+    is tried on the pretrained network's."""
+    if strategy == MAJORITY:
+        return images, Choice(RECENT_WEIGHTED, f"{MAJORITY} learns on no features")
     backbone = backbones.load(
         manifest.backbone, manifest.pretrained.source, image_size=manifest.input.crop, seed=manifest.seed,
         expected_sha256=manifest.pretrained.sha256 or None,
@@ -119,7 +125,8 @@ def _chosen(
             [row for row in images.rows if row.split != "test"], backbone, settings.cache_path,
             threads=settings.train.threads or os.cpu_count() or 1, limits=limits, progress=progress,
         )  # fmt: skip
+    features = embedded.simple if strategy == SIMPLE else embedded.features
     return choose(
-        images, embedded.rows, embedded.features, settings.retrain.candidates, margin=settings.retrain.margin,
+        images, embedded.rows, features, settings.retrain.candidates, margin=settings.retrain.margin,
         group=copies.group, progress=progress,
     )  # fmt: skip

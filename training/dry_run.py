@@ -14,6 +14,7 @@ from perennial.bundle import Manifest
 from perennial.errors import InvalidDataset, WeightsUnavailable
 from perennial.ledger import deployments, leases, models
 from perennial.ledger.leases import Held
+from perennial.ledger.new_classes import NewLabels
 from perennial.ledger.requests import open_request
 from perennial.settings import Settings
 from perennial.storage import sha256_of_file
@@ -60,6 +61,7 @@ class Plan:
     decision: due.Decision
     request: int | None
     labelled: Captures
+    new: NewLabels
     needed: int
     cooldown: float
     lease: Held | None
@@ -115,6 +117,8 @@ class Plan:
                 "left_out": dict(Counter(skip.reason for skip in labelled.skipped)),
                 "needed": self.needed,
                 "missing": max(0, self.needed - fresh),
+                "new_classes": self.new.classes,
+                "too_few": self.new.too_few,
             },
             "cooldown": {"seconds": self.cooldown, "left": round(self.decision.cooldown_left, 1)},
             "lease": None
@@ -147,6 +151,7 @@ def plan(engine: sa.Engine, settings: Settings, *, if_due: bool) -> Plan:
     live = deployments.live(engine, name)
     manifest = models.get(engine, name, live.version).manifest
     request = open_request(engine, name)
+    new = due.new_labels_of(engine, settings, live.version)
     return Plan(
         name=name,
         live=live.version,
@@ -160,7 +165,9 @@ def plan(engine: sa.Engine, settings: Settings, *, if_due: bool) -> Plan:
             window=settings.monitor.window,
             classes=manifest.classes,
             since=due.fresh_since(engine, name, request, by_hand=not if_due),
+            new=new,
         ),
+        new=new,
         needed=labels_needed(settings),
         cooldown=settings.retrain.cooldown,
         lease=next((held for held in leases.holders(engine, lease_name(name)) if held.name == lease_name(name)), None),

@@ -14,8 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial import schedule
-from perennial.ledger import EventKind, checks, deployments, events, predictions
+from perennial.ledger import EventKind, checks, deployments, events, models, new_classes, predictions
 from perennial.ledger.events import Event
+from perennial.ledger.new_classes import NewLabels
 from perennial.ledger.requests import COOLS_DOWN_FROM, Trigger, open_request, trigger_of
 from perennial.settings import Settings
 from perennial.settings_sections import RetrainSettings
@@ -111,7 +112,10 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
     last = events.last(engine, name, COOLS_DOWN_FROM)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     since = started.at if started is not None else None
-    counted = settings.retrain.every_labels > 0
+    new_labels = 0
+    if settings.retrain.every_labels > 0:
+        new = new_labels_of(engine, settings, live.version).classes
+        new_labels = predictions.count_labelled_captures(engine, [live.version], labelled_since=since, new=new)
     return Situation(
         now=now,
         by_hand=by_hand,
@@ -119,7 +123,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
         open_why=str(request.detail.get("why") or "the monitor asked for it") if request is not None else "",
         check=str((check.detail.get("retrain") or {}).get("why", "")) if check is not None else "",
         schedule_since=_schedule_since(engine, settings, since),
-        new_labels=predictions.count_labelled_captures(engine, [live.version], labelled_since=since) if counted else 0,
+        new_labels=new_labels,
         last_started=since,
         last_retrain=last.at if last is not None else None,
     )
@@ -149,8 +153,15 @@ def is_worth_a_try(engine: sa.Engine, settings: Settings) -> bool:
         return False
     name = settings.name
     live, start = deployments.live(engine, name), fresh_since(engine, name, open_request(engine, name), by_hand=False)
-    fresh = predictions.count_labelled_captures(engine, [live.version], since=start)
+    new = new_labels_of(engine, settings, live.version).classes
+    fresh = predictions.count_labelled_captures(engine, [live.version], since=start, new=new)
     return fresh >= settings.retrain.min_labels
+
+
+def new_labels_of(engine: sa.Engine, settings: Settings, version: str) -> NewLabels:
+    """The labels that are no class of a version, and which of them are to be."""
+    classes = models.get(engine, settings.name, version).manifest.classes
+    return new_classes.find(engine, settings.name, classes, settings.retrain.new_class_labels)
 
 
 def fresh_since(engine: sa.Engine, name: str, request: Event | None, *, by_hand: bool) -> datetime | None:

@@ -29,6 +29,8 @@ from training.splitting import HELD_OUT_FIRST
 REFERENCE_ROWS: Final = 100
 #: A fresh row counts for at most this many original ones, so that a few labels cannot drown the rest.
 MOST_WEIGHT: Final = 10.0
+#: How the reason ends why a row with an old meaning is left out.
+OF_CHANGED_CLASS: Final = "of a class whose meaning changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +146,13 @@ def combine(
     older: list[Capture] = []
     for capture in captures.older:
         if capture.label in gone:
-            left_out["older captures of a class whose meaning changed"] += 1
+            left_out[f"older captures {OF_CHANGED_CLASS}"] += 1
         elif capture.digest in held_out:
             left_out["older captures that are held-out images of the original data"] += 1
         elif capture.digest in copies.of_held_out and capture.digest not in judged_before:
             left_out["older captures that are near-duplicates of held-out images"] += 1
         elif capture.label in before and capture.at < before[capture.label] and capture.digest not in pinned:
-            left_out["older captures of a class whose meaning changed"] += 1
+            left_out[f"older captures {OF_CHANGED_CLASS}"] += 1
         else:
             older.append(capture)
 
@@ -162,7 +164,7 @@ def combine(
         if row.digest in relabelled:
             left_out["original images that were captured and labelled again"] += 1
         elif row.label in gone or (row.label in before and row.digest not in pinned):
-            left_out["original images of a class whose meaning changed"] += 1
+            left_out[f"original images {OF_CHANGED_CLASS}"] += 1
         else:
             kept.append(row)
 

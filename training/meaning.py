@@ -57,7 +57,8 @@ def changed_classes(
 
     The images that the champion calls c are those that the old rows of class c look like. If these are no longer
     labelled c, the old rows of c are labelled wrongly. (Seen from the other side, a low recall of c also happens to
-    a class that was only joined by another: its old rows stay right.)
+    a class that was only joined by another: its old rows stay right.) A label that the champion does not know says of
+    no other class that it changed: a class that arrived looks like one or another that was there.
 
     Args:
         answers: (predicted, true label) of each fresh row.
@@ -67,6 +68,8 @@ def changed_classes(
     labels_of: dict[str, list[str]] = defaultdict(list)
     predicted_of: dict[str, list[str]] = defaultdict(list)
     for predicted, label in answers:
+        if label not in reference:
+            continue
         labels_of[predicted].append(label)
         predicted_of[label].append(predicted)
     found = []

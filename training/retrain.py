@@ -47,7 +47,8 @@ _EXIT_CODES: Final[dict[Outcome, int]] = {"promoted": 0, "refused": 11, "waiting
 @dataclass(frozen=True, slots=True)
 class RetrainResult:
     """How a retrain ended. `version` is the challenger's (None if none was trained), `champion` the live model's
-    before it; `labels` counts the fresh labelled captures; `seconds` is wall time."""
+    before it; `labels` counts the fresh labelled captures; `new_classes` those that the champion does not know, each
+    with its labelled captures; `seconds` is wall time."""
 
     outcome: Outcome
     name: str
@@ -55,6 +56,7 @@ class RetrainResult:
     version: str | None
     why: str
     labels: int = 0
+    new_classes: Mapping[str, int] | None = None
     gate: GateDecision | None = None
     candidates: Choice | None = None
     left_out: Mapping[str, int] | None = None
@@ -74,6 +76,7 @@ class RetrainResult:
             "version": self.version,
             "why": self.why,
             "labels": self.labels,
+            "new_classes": dict(self.new_classes or {}),
             "gate": self.gate.document() if self.gate else None,
             "candidates": self.candidates.document() if self.candidates else None,
             "left_out": dict(self.left_out or {}),
@@ -95,17 +98,25 @@ class _Run:
     request: Event | None
     by_hand: bool
     why: str
+    actor: str
     progress: Progress
 
 
 def retrain(
-    engine: sa.Engine, settings: Settings, *, if_due: bool, reason: str = "", progress: Progress = silent
+    engine: sa.Engine,
+    settings: Settings,
+    *,
+    if_due: bool,
+    reason: str = "",
+    actor: str = ACTOR,
+    progress: Progress = silent,
 ) -> RetrainResult:
     """Train a challenger on the original data and the labelled captures, judge it, and deploy it if it is better.
 
     Args:
         if_due: only if a request is open, or schedule or labels call for one (`training.due`).
         reason: recorded with the events; the request's own unless given.
+        actor: who asks, for the events: `watch`, or `cli:` and a person's name.
 
     Raises:
         NoLiveModel: there is nothing to retrain.
@@ -129,7 +140,7 @@ def retrain(
             return RetrainResult("nothing_to_do", name, live.version, None, why)
         request = open_request(engine, name)
         if request is None and decision.trigger is not Trigger.HAND:
-            numbers = {"model_version": live.version, **decision.numbers}
+            numbers = {"model_version": live.version, "actor": actor, **decision.numbers}
             request = due.write_request(engine, name, decision.trigger, decision.why, numbers)
         storage = Storage(settings.blobs_url)
         model = models.get(engine, name, live.version)
@@ -143,6 +154,7 @@ def retrain(
             request=request,
             by_hand=not if_due,
             why=reason or decision.why,
+            actor=actor,
             progress=progress,
         )
         return _retrain(run, began)
@@ -162,15 +174,17 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         window=settings.monitor.window,
         classes=manifest.classes,
         since=due.fresh_since(run.engine, manifest.name, run.request, by_hand=run.by_hand),
+        new=due.new_labels_of(run.engine, settings, manifest.version),
     )
     captures = labelled.verified(captures, run.storage, run.limits, run.progress)
+    captures, arriving = labelled.arriving(captures, manifest.classes, settings.retrain.new_class_labels)
     needed = labels_needed(settings)
     if len(captures.fresh) < needed:
-        return _waiting(run, captures, needed, began)
+        return _waiting(run, captures, arriving, needed, began)
 
     request = run.request
     if request is None:
-        numbers = {"model_version": manifest.version, "labels": len(captures.fresh), "actor": ACTOR}
+        numbers = {"model_version": manifest.version, "labels": len(captures.fresh), "actor": run.actor}
         request = due.write_request(run.engine, manifest.name, Trigger.HAND, run.why, numbers)
     started = events.add(
         run.engine,
@@ -178,21 +192,25 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         EventKind.RETRAIN_STARTED,
         {
             "why": run.why,
-            "actor": ACTOR,
+            "actor": run.actor,
             "champion": manifest.version,
             "champion_digest": run.champion.digest,
             "pretrained_sha256": manifest.pretrained.sha256,
             "labels": len(captures.fresh),
             "older_labels": len(captures.older),
+            "new_classes": arriving,
             "skipped": len(captures.skipped),
         },
         caused_by=request.id,
     )
     try:
         with full_disk.explained(run.settings):
-            return _challenge(run, captures, started, began)
+            return _challenge(run, captures, arriving, started, began)
     except BaseException as error:
-        detail = {"why": run.why, "champion": manifest.version, "error": type(error).__name__, "reason": str(error)}
+        detail = {
+            "why": run.why, "actor": run.actor, "champion": manifest.version, "error": type(error).__name__,
+            "reason": str(error),
+        }  # fmt: skip
         try:
             events.add(run.engine, manifest.name, EventKind.RETRAIN_FAILED, detail, caused_by=started)
         except LedgerUnavailable as second:
@@ -200,7 +218,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         raise
 
 
-def _challenge(run: _Run, captures: Captures, started: int, began: float) -> RetrainResult:
+def _challenge(run: _Run, captures: Captures, arriving: Mapping[str, int], started: int, began: float) -> RetrainResult:
     settings, manifest = run.settings, run.champion.manifest
     changed = _changed(run, captures)
     before = changed_before(run.engine, manifest.name, models.lineage(run.engine, manifest.name, manifest.version))
@@ -237,7 +255,8 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         ),
         gate_limits(settings.retrain, share=settings.retrain.fresh_holdout),
     )
-    outcome, why = _settle(run, challenger, decision, made, started, began)
+    learnt = {label: count for label, count in arriving.items() if label in challenger.manifest.classes}
+    outcome, why = _settle(run, challenger, decision, made, learnt, started, began)
     return RetrainResult(
         outcome=outcome,
         name=manifest.name,
@@ -245,6 +264,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
         version=challenger.manifest.version,
         why=why,
         labels=len(captures.fresh),
+        new_classes=learnt,
         gate=decision,
         candidates=made.choice,
         left_out=material.left_out,
@@ -258,6 +278,7 @@ def _settle(
     challenger: Bundle,
     decision: GateDecision,
     made: Challenger,
+    learnt: Mapping[str, int],
     started: int,
     began: float,
 ) -> tuple[Outcome, str]:
@@ -277,8 +298,9 @@ def _settle(
         "champion_digest": run.champion.digest,
         "data_fingerprint": challenger.manifest.dataset.fingerprint,
         "why": why,
-        "actor": ACTOR,
+        "actor": run.actor,
         "gate": decision.document(),
+        "new_classes": dict(learnt),
         "candidates": made.choice.document(),
         "left_out": dict(made.material.left_out),
         "seconds": round(time.monotonic() - began, 2),
@@ -292,7 +314,7 @@ def _settle(
         name,
         version,
         reason=run.why,
-        actor=ACTOR,
+        actor=run.actor,
         detail={"gate": why},
         caused_by=event,
         replaces=live,
@@ -320,7 +342,7 @@ def labels_needed(settings: Settings) -> int:
     return max(settings.retrain.min_labels, judged)
 
 
-def _waiting(run: _Run, captures: Captures, needed: int, began: float) -> RetrainResult:
+def _waiting(run: _Run, captures: Captures, arriving: Mapping[str, int], needed: int, began: float) -> RetrainResult:
     why = (
         f"{len(captures.fresh)} fresh labelled captures of {run.champion.manifest.version}; a retrain needs {needed} "
         f"(retrain.min_labels is {run.settings.retrain.min_labels}): {needed - len(captures.fresh)} more"
@@ -335,6 +357,7 @@ def _waiting(run: _Run, captures: Captures, needed: int, began: float) -> Retrai
         version=None,
         why=why,
         labels=len(captures.fresh),
+        new_classes=arriving,
         skipped=captures.skipped,
         seconds=time.monotonic() - began,
     )

@@ -14,9 +14,12 @@ from perennial.ledger.schema import labels
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
+    """`known`: the label is a class of the model that answered; where not, see `perennial.ledger.new_classes`."""
+
     prediction_id: str
     label: str
     source: str | None = None
+    known: bool = True
 
 
 def add(engine: sa.Engine, feedback: Sequence[Feedback], *, at: datetime | None = None) -> int:
@@ -40,10 +43,13 @@ def add(engine: sa.Engine, feedback: Sequence[Feedback], *, at: datetime | None 
             query = sa.select(labels.c.prediction_id, labels.c.label).where(labels.c.id.in_(newest))
             current.update({row.prediction_id: row.label for row in connection.execute(query)})
         rows = [
-            {"prediction_id": item.prediction_id, "at": at, "label": item.label, "source": item.source}
+            {
+                "prediction_id": item.prediction_id, "at": at, "label": item.label, "source": item.source,
+                "known": item.known,
+            }
             for item in wanted.values()
             if current.get(item.prediction_id) != item.label
-        ]
+        ]  # fmt: skip
         if rows:
             connection.execute(sa.insert(labels), rows)
     return len(rows)

@@ -1,8 +1,12 @@
-"""Predictions: written by the service, read by the monitor and by retraining."""
+"""Predictions: written by the service, read by the monitor and by retraining.
+
+Where a label is asked for, one that is no class of the model that answered counts only if it is among `new`; with None
+every label counts (`perennial.ledger.new_classes`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -80,14 +84,20 @@ def record(engine: sa.Engine, rows: Sequence[Prediction]) -> None:
 
 
 def latest(
-    engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None, sample: int | None = None
+    engine: sa.Engine,
+    model_version: str,
+    limit: int,
+    *,
+    precision: str | None = None,
+    sample: int | None = None,
+    new: Collection[str] | None = (),
 ) -> list[LabelledPrediction]:
     """The latest `limit` predictions of a version, oldest first, each with its last label; with `sample` so many of
     them at most, drawn at random by the database."""
     newest = _newest(model_version, limit, precision, predictions.c.id)
     if sample is not None and sample < limit:
         newest = sa.select(newest.c.id).order_by(sa.func.random()).limit(sample).subquery()
-    rows = sa.select(predictions, _last_label(predictions.c.id)).join(newest, newest.c.id == predictions.c.id)
+    rows = sa.select(predictions, _last_label(predictions.c.id, new)).join(newest, newest.c.id == predictions.c.id)
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
@@ -99,6 +109,7 @@ def received_within(
     precision: str,
     sample: int,
     without: Sequence[tuple[str, str]] = (),
+    new: Collection[str] | None = (),
 ) -> list[LabelledPrediction]:
     """A version's predictions that came in within one of these spans of time, oldest first, each with its last label;
     of more than `sample` so many, drawn at random by the database. Those from one id to another of `without` are left
@@ -115,7 +126,7 @@ def received_within(
         .limit(sample)
         .subquery()
     )
-    rows = sa.select(predictions, _last_label(predictions.c.id)).join(drawn, drawn.c.id == predictions.c.id)
+    rows = sa.select(predictions, _last_label(predictions.c.id, new)).join(drawn, drawn.c.id == predictions.c.id)
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
@@ -130,26 +141,34 @@ def span(engine: sa.Engine, model_version: str, limit: int, *, precision: str | 
 
 
 def labelled_answers(
-    engine: sa.Engine, model_version: str, limit: int, *, precision: str | None = None
+    engine: sa.Engine,
+    model_version: str,
+    limit: int,
+    *,
+    precision: str | None = None,
+    new: Collection[str] | None = (),
 ) -> list[LabelledAnswer]:
     """Of the latest `limit` predictions of a version those that have a label, oldest first."""
     columns = (predictions.c.id, predictions.c.image_digest, predictions.c.label)
     newest = _newest(model_version, limit, precision, *columns)
-    has_label = sa.exists().where(labels.c.prediction_id == newest.c.id)
-    rows = sa.select(newest.c.image_digest, newest.c.label, _last_label(newest.c.id)).where(has_label)
+    rows = sa.select(newest.c.image_digest, newest.c.label, _last_label(newest.c.id, new))
     with reading(engine) as connection:
-        return [LabelledAnswer(*row) for row in connection.execute(rows.order_by(newest.c.id))]
+        found = connection.execute(rows.where(_has_label(newest.c.id)).order_by(newest.c.id))
+        return [LabelledAnswer(*row) for row in found if row.true_label is not None]
 
 
-def labelled_answers_between(engine: sa.Engine, model_version: str, first: str, last: str) -> list[LabelledAnswer]:
+def labelled_answers_between(
+    engine: sa.Engine, model_version: str, first: str, last: str, *, new: Collection[str] | None = ()
+) -> list[LabelledAnswer]:
     """Of a version's predictions from one id to another those that have a label, oldest first."""
-    rows = sa.select(predictions.c.image_digest, predictions.c.label, _last_label(predictions.c.id)).where(
+    rows = sa.select(predictions.c.image_digest, predictions.c.label, _last_label(predictions.c.id, new)).where(
         predictions.c.model_version == model_version,
         predictions.c.id.between(first, last),
-        sa.exists().where(labels.c.prediction_id == predictions.c.id),
+        _has_label(predictions.c.id),
     )
     with reading(engine) as connection:
-        return [LabelledAnswer(*row) for row in connection.execute(rows.order_by(predictions.c.id))]
+        found = connection.execute(rows.order_by(predictions.c.id))
+        return [LabelledAnswer(*row) for row in found if row.true_label is not None]
 
 
 def labelled_captures(
@@ -159,12 +178,12 @@ def labelled_captures(
     since: datetime | None = None,
     limit: int | None = None,
 ) -> list[LabelledPrediction]:
-    """Predictions of these versions that have a label and a captured image, oldest first; with `limit` the newest."""
-    label = _last_label(predictions.c.id)
-    rows = sa.select(predictions, label).where(
+    """Predictions of these versions that have a label and a captured image, oldest first; with `limit` the newest.
+    Every label counts."""
+    rows = sa.select(predictions, _last_label(predictions.c.id, None)).where(
         predictions.c.model_version.in_(model_versions),
         predictions.c.image_url.is_not(None),
-        sa.exists().where(labels.c.prediction_id == predictions.c.id),
+        _has_label(predictions.c.id),
     )
     if since is not None:
         rows = rows.where(predictions.c.at >= since)
@@ -197,11 +216,14 @@ def count_labelled_captures(
     *,
     since: datetime | None = None,
     labelled_since: datetime | None = None,
+    new: Collection[str] | None = (),
 ) -> int:
     """How many predictions of these versions have a label and a captured image: of those made at `since` or later,
     with a label given later than `labelled_since`."""
     # From the labels to their predictions: those are few, and a version may have millions.
     given = sa.select(labels.c.prediction_id).distinct()
+    if new is not None:
+        given = given.where(_counts(labels, new))
     labelled = (given if labelled_since is None else given.where(labels.c.at > labelled_since)).subquery()
     query = (
         sa.select(sa.func.count())
@@ -254,9 +276,18 @@ def _newest(model_version: str, limit: int, precision: str | None, *columns: sa.
     return query.order_by(predictions.c.id.desc()).limit(limit).subquery()
 
 
-def _last_label(prediction_id: sa.ColumnElement[str]) -> sa.Label[Any]:
+def _has_label(prediction_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    return sa.exists().where(labels.c.prediction_id == prediction_id)
+
+
+def _counts(table: sa.FromClause, new: Collection[str]) -> sa.ColumnElement[bool]:
+    return sa.or_(table.c.known, table.c.label.in_(new)) if new else table.c.known
+
+
+def _last_label(prediction_id: sa.ColumnElement[str], new: Collection[str] | None) -> sa.Label[Any]:
+    """The last label if it counts, else null: an earlier one was taken back."""
     return (
-        sa.select(labels.c.label)
+        sa.select(labels.c.label if new is None else sa.case((_counts(labels, new), labels.c.label)))
         .where(labels.c.prediction_id == prediction_id)
         .order_by(labels.c.id.desc())
         .limit(1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Dialect
 
 #: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -101,7 +101,11 @@ labels = sa.Table(
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("label", sa.Text, nullable=False),
     sa.Column("source", sa.String(200)),
+    # Whether it is a class of the model that answered; one that is not counts only once it becomes a class.
+    sa.Column("known", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Index(None, "prediction_id", "id"),
+    # The few that are no class are looked at by every check; labels that are one cost nothing here.
+    sa.Index(None, "id", sqlite_where=sa.text("known = 0"), postgresql_where=sa.text("NOT known")),
 )
 
 rejected_images = sa.Table(

@@ -165,7 +165,9 @@ class Deployed:
         ]
         ledger.predictions.record(self.engine, rows)
         feedback = [
-            Feedback(row.id, label) for row, label in zip(rows, labels or [None] * len(rows), strict=True) if label
+            Feedback(row.id, label, known=label in CLASSES)
+            for row, label in zip(rows, labels or [None] * len(rows), strict=True)
+            if label
         ]
         if feedback:
             ledger.labels.add(self.engine, feedback)

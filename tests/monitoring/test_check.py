@@ -201,6 +201,29 @@ def test_labels_that_change_their_meaning_are_concept_drift_and_call_for_a_retra
 
 
 @pytest.mark.usefixtures("without_reports")
+def test_labels_the_model_does_not_know_count_nowhere_until_they_are_a_class(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
+) -> None:
+    model = deploy(sqlite, watched_settings)
+    scores = world.scores(world.traffic[:300])
+    typos = [f"class {label}" if index % 20 == 0 else label for index, label in enumerate(scores.labels)]
+    ids = model.record(scores, labels=typos)
+    check = run_check(sqlite, watched_settings)
+    assert (check.verdict, check.new_classes, check.retrain.due) == ("ok", (), False)
+    assert check.accuracy.labelled == 285
+
+    # From so many images on they are a class that the model has wrong, every time.
+    ledger.labels.add(sqlite, [Feedback(id, "ten", known=False) for id in ids[:60]])
+    check = run_check(sqlite, watched_settings)
+    assert check.new_classes == ("ten",)
+    assert check.accuracy.labelled == 288  # twelve other names still count nowhere
+    assert check.accuracy.labels is not None
+    assert check.accuracy.labels.value < 0.8
+    assert check.retrain.due
+    assert check.document()["new_classes"] == ["ten"]
+
+
+@pytest.mark.usefixtures("without_reports")
 def test_rows_of_a_precision_that_the_bundle_has_no_reference_for_are_not_compared(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:

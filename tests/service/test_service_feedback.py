@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from perennial.ledger import checks
+from perennial.errors import UnknownLabel
+from perennial.ledger import checks, new_classes, predictions
 from perennial.ledger.events import EventKind
-from tests.service.conftest import Server, picture
+from service.feedback import FeedbackDesk, parse
+from service.recorder import Recorder
+from tests.service.conftest import Server, World, picture
+from tests.service.test_service_recorder import row as prediction
 
 
 def send(server: Server, body: Any) -> httpx.Response:
@@ -25,7 +30,7 @@ def test_a_label_is_committed_before_its_answer(shared_server: Server) -> None:
     prediction = shared_server.predict(picture("red"))
     answer = send(shared_server, {"prediction_id": prediction["prediction_id"], "label": "green", "source": "Ann"})
     assert answer.status_code == 200
-    assert answer.json() == {"accepted": 1, "unknown_predictions": [], "unknown_labels": []}
+    assert answer.json() == {"accepted": 1, "kept": 0, "unknown_predictions": [], "unknown_labels": []}
     assert label_of(shared_server, prediction) == "green"
 
 
@@ -45,13 +50,60 @@ def test_an_unknown_prediction_is_a_404(shared_server: Server) -> None:
     assert answer.json()["type"].endswith(":unknown-prediction")
 
 
-def test_an_unknown_label_is_a_422_that_lists_the_classes(shared_server: Server) -> None:
+def test_a_label_that_is_no_class_is_kept_and_named_and_counts_nowhere_yet(shared_server: Server) -> None:
     prediction = shared_server.predict(picture("red"))
-    answer = send(shared_server, {"prediction_id": prediction["prediction_id"], "label": "purple"})
+    identifier = prediction["prediction_id"]
+    before = shared_server.world.rows("labels")
+    answer = send(shared_server, {"prediction_id": identifier, "label": "pürple", "source": "Ann"})
+    assert answer.status_code == 200
+    assert answer.json() == {"accepted": 0, "kept": 1, "unknown_predictions": [], "unknown_labels": ["pürple"]}
+    assert shared_server.world.rows("labels") == before + 1
+    assert label_of(shared_server, prediction) is None
+    assert 'perennial_feedback_total{outcome="kept"}' in shared_server.http.get("/metrics").text
+    # Corrected, it counts; and the last of several in one call counts, known or not.
+    send(
+        shared_server, [{"prediction_id": identifier, "label": "mauve"}, {"prediction_id": identifier, "label": "red"}]
+    )
+    assert label_of(shared_server, prediction) == "red"
+
+
+@pytest.mark.parametrize("label", ["x" * 201, "a\x00b", " purple", "two\nlines"])
+def test_a_label_that_cannot_be_kept_is_a_422_that_lists_the_classes(shared_server: Server, label: str) -> None:
+    prediction = shared_server.predict(picture("red"))
+    answer = send(shared_server, {"prediction_id": prediction["prediction_id"], "label": label})
     assert answer.status_code == 422
     assert answer.json()["type"].endswith(":unknown-label")
     assert "red, green, blue" in answer.json()["detail"]
-    assert label_of(shared_server, prediction) is None
+    assert "200 printable characters" in answer.json()["detail"]
+
+
+def test_new_labels_are_refused_where_none_are_wanted_and_once_there_are_too_many(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = world.publish_live()
+    rows = [prediction(model_version=version) for _ in range(3)]
+    predictions.record(world.engine, rows)
+    recorder = Recorder(lambda: world.engine, tmp_path / "journal", min_free_bytes=0)
+    call = parse([{"prediction_id": row.id, "label": f"new {at}"} for at, row in enumerate(rows)])
+    one = parse({"prediction_id": rows[0].id, "label": "other"})
+
+    off = FeedbackDesk("colours", recorder, keeps=False)
+    assert off.take(world.engine, call)["unknown_labels"] == ["new 0", "new 1", "new 2"]
+    with pytest.raises(UnknownLabel, match=r"its classes are: red, green, blue$"):
+        off.take(world.engine, one)
+    assert world.rows("labels") == 0
+
+    monkeypatch.setattr(new_classes, "MOST_LABELS", 2)
+    on = FeedbackDesk("colours", recorder, keeps=True)
+    answer = on.take(world.engine, call)
+    assert (answer["accepted"], answer["kept"]) == (0, 2)
+    assert answer["unknown_labels"] == ["new 0", "new 1", "new 2"]
+    assert world.rows("labels") == 2
+    for desk in (on, FeedbackDesk("colours", recorder, keeps=True)):
+        with pytest.raises(UnknownLabel, match="2 other new labels are kept already"):
+            desk.take(world.engine, one)
+        again = desk.take(world.engine, parse({"prediction_id": rows[2].id, "label": "new 1"}))
+        assert again["kept"] == 1  # of a name that is kept, more are
 
 
 def test_in_a_list_the_good_ones_are_taken_and_the_others_named(shared_server: Server) -> None:
@@ -68,7 +120,7 @@ def test_in_a_list_the_good_ones_are_taken_and_the_others_named(shared_server: S
     )
     assert answer.status_code == 200
     body = answer.json()
-    assert body["accepted"] == 1
+    assert (body["accepted"], body["kept"]) == (1, 1)
     assert unknown in body["unknown_predictions"]
     assert len(body["unknown_predictions"]) == 2
     assert body["unknown_labels"] == ["purple"]

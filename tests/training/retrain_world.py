@@ -32,16 +32,19 @@ from training.retrain import RetrainResult, retrain
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 70), "red": (220, 50, 40)}
 CLASSES = tuple(COLOURS)
+#: A class that the champion does not know.
+STRANGE = "yellow"
+_PAINT = {**COLOURS, STRANGE: (250, 230, 20)}
 SIDE = 48
 SEED = 3
 
 
 def picture(label: str, number: int, *, inverted: bool = False) -> bytes:
     """A disc of the class's colour on noise, as PNG; another one for each number."""
-    random = np.random.default_rng([number, CLASSES.index(label)])
+    random = np.random.default_rng([number, list(_PAINT).index(label)])
     ground = Image.fromarray(random.integers(90, 165, (SIDE, SIDE, 3), dtype=np.uint8))
     x, y, radius = random.integers(18, 30), random.integers(18, 30), random.integers(13, 18)
-    ImageDraw.Draw(ground).ellipse((x - radius, y - radius, x + radius, y + radius), fill=COLOURS[label])
+    ImageDraw.Draw(ground).ellipse((x - radius, y - radius, x + radius, y + radius), fill=_PAINT[label])
     file = io.BytesIO()
     (ImageOps.invert(ground) if inverted else ground).save(file, "PNG")
     return file.getvalue()
@@ -109,6 +112,16 @@ class World:
     def label(self, rows: Sequence[Prediction], relabel: Callable[[str], str]) -> None:
         """Give each a label made from its true one."""
         labels.add(self.engine, [Feedback(row.id, relabel(self.true[row.id])) for row in rows])
+
+    def serve_strange(self, count: int, label: str = STRANGE) -> list[Prediction]:
+        """Answer `count` images of a class that the champion does not know, and label them."""
+        rows = []
+        for _ in range(count):
+            self.served += 1
+            rows.append(self._answer(picture(STRANGE, self.served)))
+        predictions.record(self.engine, rows)
+        labels.add(self.engine, [Feedback(row.id, label, known=label in CLASSES) for row in rows])
+        return rows
 
     def request(self, verdict: str = "data_drift", **window: Any) -> int:
         detail = {"why": f"accuracy fell: {verdict}", "verdict": verdict, "window": window}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from training.fit import Fitted
 from training.material import pinned_rows
 from training.promote import promote
 from training.publish import publish
+from training.retrain import retrain
 
 # --- going live ------------------------------------------------------------------------------------------
 
@@ -106,6 +108,10 @@ def test_two_classes_that_swapped_meaning_are_found_and_learnt_anew(world: World
     assert result.gate.fresh.challenger.value > 0.9
     assert result.left_out is not None
     assert result.left_out["original images of a class whose meaning changed"] == 120
+    assert result.candidates is not None
+    assert "120 older rows are left out in any case" in result.candidates.why
+    assert "concept drift: green, red" in result.candidates.why
+    assert result.document()["candidates"]["why"] == result.candidates.why
     # The old meanings are no argument for the old model, either.
     back = promote(world.engine, world.settings, world.champion.manifest.version, actor="test")
     assert back.gate is not None
@@ -228,6 +234,27 @@ def test_a_challenger_of_a_champion_that_is_no_longer_live_is_not_deployed(
     assert f"{other.manifest.version} went live while the challenger was trained" in result.why
     assert world.kinds()[-3:] == ["retrain_started", "deployed", "gate_refused"]
     assert world.live == other.manifest.version
+
+
+def test_a_failure_leaves_the_champion_live_and_is_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.serve(70, inverted=True, relabel=truth)
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(making, "fit", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        retrain(world.engine, world.settings, if_due=False, reason="by hand, as a test", actor="cli:ann")
+    failed = events.last(world.engine, "default", [EventKind.RETRAIN_FAILED])
+    assert failed is not None
+    assert failed.detail["why"] == "by hand, as a test"
+    assert "Input/output" in failed.detail["reason"]
+    requested, started = events.after(world.engine, "default")[-3:-1]
+    assert [event.detail["actor"] for event in (requested, started, failed)] == ["cli:ann"] * 3
+    assert requested.detail["trigger"] == "hand"
+    assert [model.version for model in models.all_of(world.engine, "default")] == [world.champion.manifest.version]
+    with leases.held(world.engine, "retrain:default", 1):
+        pass  # the lease is free again
 
 
 # --- the command -----------------------------------------------------------------------------------------

@@ -184,6 +184,7 @@ def test_the_dry_run_shows_the_decision_and_its_evidence_and_writes_nothing(
     assert document["labels"] == {
         "fresh": 50, "older": 0, "needed": 60, "missing": 10,
         "left_out": {"its label 'zebra' is not a class of the live model": 1},
+        "new_classes": {}, "too_few": {},
     }  # fmt: skip
     assert (document["data"]["location"], document["data"]["found"], document["data"]["images"]) == (
         str(photos), True, 180,
@@ -265,6 +266,8 @@ def test_two_watchers_at_once_are_one_retrain(shared_world: World, tmp_path: Pat
     assert [kinds.count(kind) for kind in ("retrain_requested", "retrain_started")] == [1, 1], said
     requested = next(event for event in trail(world) if event.kind is EventKind.RETRAIN_REQUESTED)
     assert requested.detail["trigger"] == "labels"
+    asked = [event for event in trail(world) if str(event.kind).startswith("retrain_")]
+    assert {event.detail["actor"] for event in asked} == {"watch"}
     assert "a retrain is called for" in "".join(said)
 
 
