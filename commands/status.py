@@ -33,7 +33,8 @@ def _document(engine: Any, settings: Settings) -> dict[str, Any]:
     latest = predictions.span(engine, live.version, window)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     newest = events.newest(engine, name, _EVENTS)
-    watch = watches.open_watch(engine, name) if settings.retrain.watch_labels else None
+    of = settings.retrain.watch_labels
+    watch = watches.open_watch(engine, name) if of else None
     return {
         "name": name,
         "model": {
