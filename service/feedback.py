@@ -27,7 +27,7 @@ _PATIENCE_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.02
 #: So long it is taken as known which new labels are kept: who sends one name after the other must not have the ledger
 #: asked each time.
-_NAMES_SECONDS: Final = 1.0
+_NAMES_SECONDS: Final = 5.0
 _KEYS: Final = {"prediction_id", "label", "source"}
 
 

@@ -153,8 +153,9 @@ def is_worth_a_try(engine: sa.Engine, settings: Settings) -> bool:
         return False
     name = settings.name
     live, start = deployments.live(engine, name), fresh_since(engine, name, open_request(engine, name), by_hand=False)
-    new = new_labels_of(engine, settings, live.version).classes
-    fresh = predictions.count_labelled_captures(engine, [live.version], since=start, new=new)
+    # Every image of a class that arrives is fresh, whenever it came.
+    fresh = predictions.count_labelled_captures(engine, [live.version], since=start)
+    fresh += sum(new_labels_of(engine, settings, live.version).classes.values())
     return fresh >= settings.retrain.min_labels
 
 

@@ -118,7 +118,7 @@ def test_photos_then_sketches(
             for answer, label in zip(answers, truth, strict=True)
         ]
         accepted = client.http.post("/v1/feedback", json=labels).json()
-        assert accepted == {"accepted": WINDOW, "unknown_predictions": [], "unknown_labels": []}
+        assert accepted == {"accepted": WINDOW, "kept": 0, "unknown_predictions": [], "unknown_labels": []}
         check = perennial("monitor", "--json", "--exit-code", code=10).json()
         figures["accuracy by labels"] = check["accuracy"]["labels"]["value"]
 

@@ -379,11 +379,15 @@ def _row(at: datetime, vector: Any) -> Prediction:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("before", ["0001", "0002", "0003"])
+@pytest.mark.parametrize("before", ["0001", "0002", "0003", "0004"])
 def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, ledger_url: str, before: str) -> None:
     row = place.row(3, b"image")
+    labels.add(place.engine, [Feedback(row, "disc")])
     with place.engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE webhook_positions"))
+        connection.execute(sa.text("DROP INDEX ix_labels_id"))
+        connection.execute(sa.text("ALTER TABLE labels DROP COLUMN known"))
+        if before < "0004":
+            connection.execute(sa.text("DROP TABLE webhook_positions"))
         if before < "0003":
             connection.execute(sa.text("DROP TABLE rejected_images"))
         if before == "0001":
@@ -395,7 +399,9 @@ def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, led
     assert "ix_predictions_image_digest" in indexes
     assert rejected_images.count_since(opened, "retired", None) == {}
     assert webhook_positions.position(opened, "default", "a" * 64).attempts == 0
-    assert set(predictions.known(opened, [row])) == {row}
+    [(identifier, version)] = predictions.known(opened, [row]).items()
+    assert identifier == row
+    assert [each.true_label for each in predictions.latest(opened, version, 10)] == ["disc"]  # of old it is known
     opened.dispose()
 
 

@@ -74,6 +74,8 @@ def test_of_a_class_that_arrives_slowly_every_image_is_fresh(world: World) -> No
     world.request(start=rows[0].at.isoformat())
     labels = plan(world.engine, world.settings, if_due=True).document()["labels"]
     assert (labels["fresh"], labels["older"]) == (80, 0)
+    for least, worth in ((80, True), (81, False)):
+        assert due.is_worth_a_try(world.engine, _with(world, min_labels=least)) is worth
 
 
 def test_a_new_class_whose_images_are_gone_stays_out(world: World) -> None:
