@@ -230,7 +230,7 @@ def _challenge(run: _Run, captures: Captures, started: int, began: float) -> Ret
             changed=changed,
             changed_before=before,
             limits=run.limits,
-            threads=settings.train.threads,
+            threads=settings.retrain_threads,
             progress=run.progress,
         ),
         gate_limits(settings.retrain, share=settings.retrain.fresh_holdout),
