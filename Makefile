@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 WORKERS ?= 3
 
 .PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
-        bench-drift constraints clean
+        bench-drift bench-retrain constraints clean
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
@@ -54,6 +54,9 @@ bench-memory: $(STAMP)  ## memory and seconds of each stage of training on 100,0
 
 bench-drift: $(STAMP)  ## how well drift is told, its cause named and accuracy estimated, beside other methods; digits, and the shared photos
 	$(BIN)/python -m benchmarks.drift
+
+bench-retrain: $(STAMP)  ## what a retrain costs, and the service beside it; needs wrk and the shared images
+	$(BIN)/python -m benchmarks.retraining
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
 	$(BIN)/python -m benchmarks.resilience

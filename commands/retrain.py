@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from commands import console
+from commands.courtesy import give_way
 
 
 def retrain(
@@ -30,6 +31,9 @@ def retrain(
     of them, so it can be run as often as you like; without it, you call for one. `--dry-run` shows what either would
     do: exit code 0 if a retrain would run, 4 if not.
     """
+    settings = console.settings_for(name)
+    if not dry_run:
+        give_way(settings.retrain.niceness, settings.retrain_threads)
     if console.follows():
         from training.together import follow
 
@@ -41,7 +45,6 @@ def retrain(
     from training import processes
     from training.retrain import retrain as run
 
-    settings = console.settings_for(name)
     with processes.leading(), console.progress() as progress:
         engine, who = open_ledger(settings.ledger_url), actor or console.actor()
         result = run(engine, settings, if_due=if_due, reason=reason, actor=who, progress=progress)

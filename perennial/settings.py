@@ -93,6 +93,13 @@ class Settings(BaseSettings):
         """Local copies that can be deleted at any time: bundles, embeddings."""
         return self.home_path / "cache"
 
+    @property
+    def retrain_threads(self) -> int:
+        """Processor threads of a retrain: as set, else half of the cores, within `train.threads`."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        half = max(1, cores // 2)
+        return self.retrain.threads or min(half, self.train.threads or half)
+
     @classmethod
     def settings_customise_sources(
         cls,

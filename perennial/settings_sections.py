@@ -386,6 +386,19 @@ class RetrainSettings(Section):
         lt=0.5,
         description="How often, at most, a model that is no worse than the one before is gone back from all the same.",
     )
+    niceness: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="How far `perennial retrain` stands back for the service on the same processors (`nice`): 0 not at "
+        "all, 19 the most.",
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        description="Processor threads of a retrain; 0 is half of the cores, at least one, and no more than "
+        "`train.threads`.",
+    )
     lease: float = Field(
         60.0,
         ge=1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,7 +15,7 @@ from training.candidates import RECENT_WEIGHTED, Choice, choose
 from training.captures import Captures
 from training.datasets import LabelledImages
 from training.features import embed
-from training.fit import FitRequest, Fitted, fit, one_thread_a_batch
+from training.fit import FitRequest, Fitted, algebra_threads, fit, one_thread_a_batch
 from training.material import OF_CHANGED_CLASS, Material, captured_rows, combine, original_data, pinned_rows
 from training.meaning import ChangedClass
 from training.near_copies import NearCopies, near_copies
@@ -80,7 +79,7 @@ def make_challenger(
             strategy=strategy,
             image_size=manifest.input.crop,
             seed=manifest.seed,
-            threads=settings.train.threads,
+            threads=settings.retrain_threads,
             int8=settings.train.int8,
             budget=settings.train.budget,
             # A teacher's lesson is in the pinned weights already; only a probe can be aligned.
@@ -120,13 +119,16 @@ def _chosen(
         manifest.backbone, manifest.pretrained.source, image_size=manifest.input.crop, seed=manifest.seed,
         expected_sha256=manifest.pretrained.sha256 or None,
     )  # fmt: skip
+    threads = settings.retrain_threads
     with one_thread_a_batch():
+        # The test rows too: with all of them cached, training need not compile the network once more.
         embedded = embed(
-            [row for row in images.rows if row.split != "test"], backbone, settings.cache_path,
-            threads=settings.train.threads or os.cpu_count() or 1, limits=limits, progress=progress,
+            images.rows, backbone, settings.cache_path, threads=threads, limits=limits, progress=progress
         )  # fmt: skip
-    features = embedded.simple if strategy == SIMPLE else embedded.features
-    return choose(
-        images, embedded.rows, features, settings.retrain.candidates, margin=settings.retrain.margin,
-        group=copies.group, progress=progress,
-    )  # fmt: skip
+    at = [place for place, row in enumerate(embedded.rows) if row.split != "test"]
+    features = (embedded.simple if strategy == SIMPLE else embedded.features)[at]
+    with algebra_threads(features.size, threads):
+        return choose(
+            images, [embedded.rows[place] for place in at], features, settings.retrain.candidates,
+            margin=settings.retrain.margin, group=copies.group, progress=progress,
+        )  # fmt: skip

@@ -41,9 +41,11 @@ def score_each(
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Progress = silent,
     look: Callable[[Sequence[Row], Pixels], None] | None = None,
+    *,
+    threads: int = 0,
 ) -> dict[str, GraphOutput]:
-    """Decode the rows' images once and run every graph on them, in row order. `look` is shown each batch's rows and
-    pixels [N, H, W, 3], on several threads at a time.
+    """Decode the rows' images once and run every graph on them, in row order, on so many threads (0: one a core).
+    `look` is shown each batch's rows and pixels [N, H, W, 3], on several threads at a time.
 
     Raises:
         TruncatedImage: an image cannot be decoded; the message names it.
@@ -61,7 +63,7 @@ def score_each(
 
     parts: dict[str, list[GraphOutput]] = {name: [] for name in graphs}
     done = 0
-    for outputs in in_batches(rows, run, threads=os.cpu_count() or 1):
+    for outputs in in_batches(rows, run, threads=threads or os.cpu_count() or 1):
         for name, output in outputs.items():
             parts[name].append(output)
         done = min(done + BATCH, len(rows))

@@ -154,8 +154,7 @@ def fit(
 
         bundles.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=bundles, prefix=".fit-") as work:
-            # Threads inside the algebra pay only where there is enough of it.
-            with threadpool_limits(threads if embedded.features.size >= _LARGE else 1, user_api="blas"):
+            with algebra_threads(embedded.features.size, threads):
                 chosen = strategy.choose(
                     images,
                     embedded,
@@ -194,7 +193,9 @@ def fit(
                 progress=progress,
             )
             pictures = ReferenceImages(scored)
-            outputs = evaluate.score_each(graphs, scored, backbone.rule, limits, progress, pictures.look)
+            outputs = evaluate.score_each(
+                graphs, scored, backbone.rule, limits, progress, pictures.look, threads=threads
+            )
             certificates = certify.certificates(
                 outputs,
                 certify.measure_speeds(graphs),
@@ -232,6 +233,14 @@ def one_thread_a_batch() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def algebra_threads(size: int, threads: int) -> Iterator[None]:
+    """Threads inside the algebra on so many numbers: they pay only where there is enough of it. Of a few thousand rows
+    two of them take five times the processor's time that one does."""
+    with threadpool_limits(threads if size >= _LARGE else 1, user_api="blas"):
+        yield
 
 
 def _taught(

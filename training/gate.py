@@ -15,12 +15,12 @@ import numpy as np
 from scipy import stats
 
 from perennial.bundle import GRAPH, Bundle
-from perennial.graph import Graph
+from perennial.graph import Graph, GraphOutput
 from perennial.images import ImageLimits
 from perennial.progress import Progress, silent
 from training.certify import measure_speeds
 from training.datasets import DEFAULT_LIMITS, Row
-from training.evaluate import score
+from training.evaluate import score_each
 from training.gate_rules import (
     Calibration,
     Costs,
@@ -118,11 +118,11 @@ def evaluate(
     answers: list[tuple[str, ...]] = []
     sure: list[tuple[float, ...]] = []
     faults: tuple[str, ...] = ()
-    graphs = {}
+    # The champion's is checked whenever a service loads it.
+    graphs = {"champion": Graph(champion.graph, threads=threads), "challenger": opened(challenger, threads=threads)}
+    outputs = _score(graphs, champion, challenger, rows, limits, threads, progress) if rows else {}
     for name, bundle in (("champion", champion), ("challenger", challenger)):
-        # The champion's is checked whenever a service loads it.
-        graphs[name] = Graph(bundle.graph, threads=threads) if bundle is champion else opened(bundle, threads=threads)
-        output = score(graphs[name], rows, bundle.manifest.input, limits, progress) if rows else None
+        output = outputs.get(name)
         probabilities = output.probabilities if output is not None else np.empty((0, len(bundle.manifest.classes)))
         answers.append(tuple(bundle.manifest.classes[index] for index in probabilities.argmax(axis=1)))
         sure.append(tuple(probabilities.max(axis=1, initial=0.0).tolist()))
@@ -138,6 +138,24 @@ def evaluate(
         changed_before=tuple(sorted(changed_before)),
         costs=_costs(graphs, champion, challenger),
     )
+
+
+def _score(
+    graphs: Mapping[str, Graph],
+    champion: Bundle,
+    challenger: Bundle,
+    rows: Sequence[Row],
+    limits: ImageLimits,
+    threads: int,
+    progress: Progress,
+) -> dict[str, GraphOutput]:
+    rules = {"champion": champion.manifest.input, "challenger": challenger.manifest.input}
+    if rules["champion"] == rules["challenger"]:  # each image is decoded once
+        return score_each(graphs, rows, rules["champion"], limits, progress, threads=threads)
+    return {
+        name: score_each({name: graph}, rows, rules[name], limits, progress, threads=threads)[name]
+        for name, graph in graphs.items()
+    }
 
 
 def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:

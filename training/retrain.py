@@ -250,7 +250,7 @@ def _challenge(run: _Run, captures: Captures, arriving: Mapping[str, int], start
             changed=changed,
             changed_before=before,
             limits=run.limits,
-            threads=settings.train.threads,
+            threads=settings.retrain_threads,
             progress=run.progress,
         ),
         gate_limits(settings.retrain, share=settings.retrain.fresh_holdout),

@@ -1,0 +1,1 @@
+"""What a retrain costs, and what it costs the service beside it."""
