@@ -1,4 +1,5 @@
-"""The system of record: predictions, rejected images, labels, models, deployments, checks, events, leases,
+"""The system of record: predictions, rejected images, labels, models, deployments, rollouts, shadow
+answers, checks, events, leases,
 and how far each webhook was told.
 
 One module a table. Each function takes the engine that `open_ledger` returns and raises `LedgerUnavailable` when the
@@ -14,6 +15,8 @@ from perennial.ledger import (
     models,
     predictions,
     rejected_images,
+    rollouts,
+    shadow_answers,
     webhook_positions,
 )
 from perennial.ledger.connect import open_ledger
@@ -30,5 +33,7 @@ __all__ = [
     "open_ledger",
     "predictions",
     "rejected_images",
+    "rollouts",
+    "shadow_answers",
     "webhook_positions",
 ]

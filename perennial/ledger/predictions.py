@@ -69,6 +69,18 @@ class LabelledAnswer:
     true_label: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a version answered, without vectors. `true_label` is its last label, where labels were asked for."""
+
+    model_version: str
+    image_digest: str
+    label: str
+    confidence: float
+    latency_ms: float
+    true_label: str | None = None
+
+
 def record(engine: sa.Engine, rows: Sequence[Prediction]) -> None:
     """Write predictions in one transaction. A row whose id is there already is left as it is."""
     if not rows:
@@ -87,7 +99,7 @@ def latest(
     newest = _newest(model_version, limit, precision, predictions.c.id)
     if sample is not None and sample < limit:
         newest = sa.select(newest.c.id).order_by(sa.func.random()).limit(sample).subquery()
-    rows = sa.select(predictions, _last_label(predictions.c.id)).join(newest, newest.c.id == predictions.c.id)
+    rows = sa.select(predictions, last_label(predictions.c.id)).join(newest, newest.c.id == predictions.c.id)
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
@@ -115,7 +127,7 @@ def received_within(
         .limit(sample)
         .subquery()
     )
-    rows = sa.select(predictions, _last_label(predictions.c.id)).join(drawn, drawn.c.id == predictions.c.id)
+    rows = sa.select(predictions, last_label(predictions.c.id)).join(drawn, drawn.c.id == predictions.c.id)
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
@@ -136,20 +148,52 @@ def labelled_answers(
     columns = (predictions.c.id, predictions.c.image_digest, predictions.c.label)
     newest = _newest(model_version, limit, precision, *columns)
     has_label = sa.exists().where(labels.c.prediction_id == newest.c.id)
-    rows = sa.select(newest.c.image_digest, newest.c.label, _last_label(newest.c.id)).where(has_label)
+    rows = sa.select(newest.c.image_digest, newest.c.label, last_label(newest.c.id)).where(has_label)
     with reading(engine) as connection:
         return [LabelledAnswer(*row) for row in connection.execute(rows.order_by(newest.c.id))]
 
 
 def labelled_answers_between(engine: sa.Engine, model_version: str, first: str, last: str) -> list[LabelledAnswer]:
     """Of a version's predictions from one id to another those that have a label, oldest first."""
-    rows = sa.select(predictions.c.image_digest, predictions.c.label, _last_label(predictions.c.id)).where(
+    rows = sa.select(predictions.c.image_digest, predictions.c.label, last_label(predictions.c.id)).where(
         predictions.c.model_version == model_version,
         predictions.c.id.between(first, last),
         sa.exists().where(labels.c.prediction_id == predictions.c.id),
     )
     with reading(engine) as connection:
         return [LabelledAnswer(*row) for row in connection.execute(rows.order_by(predictions.c.id))]
+
+
+def answers_between(
+    engine: sa.Engine, model_versions: Sequence[str], first: str, last: str | None, *, limit: int
+) -> list[Answer]:
+    """What these versions answered from one id up to, but not with, another (None: to the last), oldest first, at most
+    `limit` of them."""
+    query = sa.select(*_answer_columns()).where(*_between(model_versions, first, last))
+    with reading(engine) as connection:
+        return [Answer(*row) for row in connection.execute(query.order_by(predictions.c.id).limit(limit))]
+
+
+def labelled_between(
+    engine: sa.Engine, model_versions: Sequence[str], first: str, last: str | None, *, limit: int
+) -> list[Answer]:
+    """The same of those that have a label, in the order in which they were first labelled: more labels change nothing
+    about the order of the earlier ones."""
+    given = (
+        sa.select(labels.c.prediction_id, sa.func.min(labels.c.id).label("given"))
+        .where(labels.c.prediction_id >= first)
+        .group_by(labels.c.prediction_id)
+        .subquery()
+    )
+    query = (
+        sa.select(*_answer_columns(), last_label(predictions.c.id))
+        .join(given, given.c.prediction_id == predictions.c.id)
+        .where(*_between(model_versions, first, last))
+        .order_by(given.c.given)
+        .limit(limit)
+    )
+    with reading(engine) as connection:
+        return [Answer(*row) for row in connection.execute(query)]
 
 
 def labelled_captures(
@@ -160,7 +204,7 @@ def labelled_captures(
     limit: int | None = None,
 ) -> list[LabelledPrediction]:
     """Predictions of these versions that have a label and a captured image, oldest first; with `limit` the newest."""
-    label = _last_label(predictions.c.id)
+    label = last_label(predictions.c.id)
     rows = sa.select(predictions, label).where(
         predictions.c.model_version.in_(model_versions),
         predictions.c.image_url.is_not(None),
@@ -237,7 +281,18 @@ def _newest(model_version: str, limit: int, precision: str | None, *columns: sa.
     return query.order_by(predictions.c.id.desc()).limit(limit).subquery()
 
 
-def _last_label(prediction_id: sa.ColumnElement[str]) -> sa.Label[Any]:
+def _answer_columns() -> list[sa.Column[Any]]:
+    of = predictions.c
+    return [of.model_version, of.image_digest, of.label, of.confidence, of.latency_ms]
+
+
+def _between(model_versions: Sequence[str], first: str, last: str | None) -> list[sa.ColumnElement[bool]]:
+    within = [predictions.c.model_version.in_(model_versions), predictions.c.id >= first]
+    return within if last is None else [*within, predictions.c.id < last]
+
+
+def last_label(prediction_id: sa.ColumnElement[str]) -> sa.Label[Any]:
+    """Of each prediction the label that counts, as a column `true_label`."""
     return (
         sa.select(labels.c.label)
         .where(labels.c.prediction_id == prediction_id)
