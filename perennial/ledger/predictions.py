@@ -171,7 +171,8 @@ def answers_between(
     `limit` of them."""
     query = sa.select(*_answer_columns()).where(*_between(model_versions, first, last))
     with reading(engine) as connection:
-        return [Answer(*row) for row in connection.execute(query.order_by(predictions.c.id).limit(limit))]
+        rows = connection.execute(query.order_by(predictions.c.id).limit(limit)).mappings()
+        return [Answer(**row) for row in rows]
 
 
 def labelled_between(
@@ -193,7 +194,7 @@ def labelled_between(
         .limit(limit)
     )
     with reading(engine) as connection:
-        return [Answer(*row) for row in connection.execute(query)]
+        return [Answer(**row) for row in connection.execute(query).mappings()]
 
 
 def labelled_captures(
