@@ -5,6 +5,7 @@ Results go to stdout; progress and logs go to stderr. With `--json` stdout holds
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
@@ -151,3 +152,11 @@ def _pace_in_words(step: Step, rate: float) -> str:
     left = (step.total - step.done) / rate
     ends = f", {timedelta(seconds=math.ceil(left))} left" if step.total > step.done else ""
     return f" ({rate:,.0f} {step.unit}/s{ends})"
+
+
+def actor() -> str:
+    """Whoever runs this process, for the audit trail."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (OSError, KeyError):  # a container may run under a user id that has no name
+        return "cli:unknown"

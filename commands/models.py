@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,17 +107,23 @@ def promote_model(
     version: Annotated[str, typer.Argument(help="The version to make live.")],
     reason: Reason = "",
     force: Annotated[bool, typer.Option("--force", help="Without the gate. Needs --reason, and is audited.")] = False,
+    at_once: Annotated[bool, typer.Option("--at-once", help="Without the stages of `rollout.stages`.")] = False,
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
-    """Make a model live, if it passes the gate against the live one. Exit code 11: the gate refused."""
+    """Make a model live, if it passes the gate against the live one. Exit code 11: the gate refused.
+
+    Where the setting `rollout.stages` has any, it goes live in stages (`perennial rollout status`).
+    """
     from commands.retrain import show
     from perennial.ledger import open_ledger
 
     settings = console.settings_for(name)
     with console.progress() as progress:
         engine = open_ledger(settings.ledger_url)
-        result = promote_version(engine, settings, version, reason=reason, force=force, progress=progress)
+        result = promote_version(
+            engine, settings, version, reason=reason, force=force, at_once=at_once, progress=progress
+        )
     document = result.document()
     if as_json:
         console.print_json(document)
@@ -131,17 +136,20 @@ def promote_model(
 
 @app.command("rollback")
 def roll_back(reason: Reason = "", name: console.Name = None, as_json: console.Json = False) -> None:
-    """Go back to the model that was live before this one."""
-    from perennial.ledger import deployments, open_ledger
+    """Go back to the model that was live before this one. While another goes live in stages, that is what is undone."""
+    from perennial.ledger import deployments, open_ledger, rollouts
 
     settings = console.settings_for(name)
     engine = open_ledger(settings.ledger_url)
-    before = deployments.live(engine, settings.name)
-    now = deployments.roll_back(engine, settings.name, reason=reason or "rolled back by hand", actor=_actor())
+    before = deployments.live(engine, settings.name).version
+    rollout = rollouts.running(engine, settings.name)
+    now = deployments.roll_back(engine, settings.name, reason=reason or "rolled back by hand", actor=console.actor())
     if as_json:
-        console.print_json({**asdict(now), "replaces": before.version})
+        console.print_json({**asdict(now), "replaces": rollout.challenger if rollout else before})
+    elif rollout is not None:
+        console.out.print(f"{rollout.challenger} is not rolled out any more; {now.version} goes on", markup=False)
     else:
-        console.out.print(f"{now.version} is live again, in place of {before.version}", markup=False)
+        console.out.print(f"{now.version} is live again, in place of {before}", markup=False)
 
 
 def promote_version(
@@ -151,20 +159,23 @@ def promote_version(
     *,
     reason: str = "",
     force: bool = False,
+    at_once: bool = False,
     progress: Progress = silent,
 ) -> PromoteResult:
     """`training.promote.promote` in the name of whoever runs this process."""
     from training.promote import promote
 
-    return promote(engine, settings, version, reason=reason, force=force, actor=_actor(), progress=progress)
+    return promote(
+        engine,
+        settings,
+        version,
+        reason=reason,
+        force=force,
+        at_once=at_once,
+        actor=console.actor(),
+        progress=progress,
+    )
 
 
 def _interval(estimate: dict[str, float] | None) -> str:
     return "" if estimate is None else f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
-
-
-def _actor() -> str:
-    try:
-        return f"cli:{getpass.getuser()}"
-    except (OSError, KeyError):  # a container may run under a user id that has no name
-        return "cli:unknown"

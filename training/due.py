@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial import schedule
-from perennial.ledger import EventKind, checks, deployments, events, predictions
+from perennial.ledger import EventKind, checks, deployments, events, predictions, rollouts
 from perennial.ledger.events import Event
 from perennial.ledger.requests import RETRAINS, Trigger, open_request, trigger_of
 from perennial.settings import Settings
@@ -29,7 +29,7 @@ class Situation:
     is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
     is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
     model whose label was given since `last_started`, the start of the last retrain. `last_retrain`: the last sign of
-    one.
+    one. `rolling_out`: the challenger that goes live in stages now.
     """
 
     now: datetime
@@ -41,6 +41,7 @@ class Situation:
     new_labels: int = 0
     last_started: datetime | None = None
     last_retrain: datetime | None = None
+    rolling_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,9 @@ class Decision:
 def decide(situation: Situation, settings: RetrainSettings) -> Decision:
     """Is a retrain called for, by what, and why (not)?
 
-    A request that is open comes first, then a person, the schedule, the labels. The cooldown holds back the last two
-    (and a check asks for no retrain while it lasts).
+    None is while a challenger goes live in stages: it may be the answer. Else a request that is open comes first, then
+    a person, the schedule, the labels. The cooldown holds back the last two (and a check asks for no retrain while it
+    lasts).
     """
     left = _cooldown_left(situation, settings.cooldown)
     asked = (
@@ -83,6 +85,9 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
         Asked(Trigger.HAND, situation.by_hand, "asked for by hand" if situation.by_hand else "nobody asks by hand"),
     )
     firing = {one.trigger: one for one in asked if one.fires}
+    if situation.rolling_out is not None:
+        why = f"{situation.rolling_out} is being rolled out; wait for its end, or make one: perennial rollout stop"
+        return Decision(None, why, asked, left, {})
     if situation.open_trigger is not None:
         return Decision(situation.open_trigger, situation.open_why, asked, left, {})
     if Trigger.HAND in firing:
@@ -112,6 +117,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     since = started.at if started is not None else None
     counted = settings.retrain.every_labels > 0
+    beside = rollouts.running(engine, name)
     return Situation(
         now=now,
         by_hand=by_hand,
@@ -122,6 +128,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
         new_labels=predictions.count_labelled_captures(engine, [live.version], labelled_since=since) if counted else 0,
         last_started=since,
         last_retrain=last.at if last is not None else None,
+        rolling_out=beside.challenger if beside is not None else None,
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from perennial.ledger.connect import reading, writing
 from perennial.ledger.predictions import last_label
-from perennial.ledger.schema import predictions, shadow_answers
+from perennial.ledger.schema import labels, predictions, shadow_answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,12 @@ def record(engine: sa.Engine, rows: Sequence[ShadowAnswer]) -> None:
         connection.execute(statement, [asdict(row) for row in rows])
 
 
-def between(engine: sa.Engine, version: str, first: str, last: str | None, *, limit: int) -> list[Shadowed]:
+def between(
+    engine: sa.Engine, version: str, first: str, last: str | None, *, limit: int, labelled: bool = False
+) -> list[Shadowed]:
     """A version's shadow answers to predictions from one id up to, but not with, another (None: to the last), oldest
-    first, at most `limit` of them; those whose prediction has not arrived are left out."""
+    first, at most `limit` of them; those whose prediction has not arrived are left out, and with `labelled`
+    those that have no label."""
     query = (
         sa.select(
             shadow_answers,
@@ -68,6 +71,8 @@ def between(engine: sa.Engine, version: str, first: str, last: str | None, *, li
     )
     if last is not None:
         query = query.where(shadow_answers.c.prediction_id < last)
+    if labelled:
+        query = query.where(sa.exists().where(labels.c.prediction_id == predictions.c.id))
     found = []
     with reading(engine) as connection:
         for row in connection.execute(query).mappings():
