@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,14 @@ class LiveModel(LoadedModel):
 
     deployment: Deployment
     challenger: Challenger | None = None
+
+    @property
+    def refusing(self) -> str:
+        """The version that an image which cannot be read counts for: the challenger has its share of these, too."""
+        challenger = self.challenger
+        if challenger is not None and random.random() < challenger.rollout.share:  # noqa: S311 - nobody gains by it
+            return challenger.model.version
+        return self.version
 
     @classmethod
     def of(cls, loaded: LoadedModel, deployment: Deployment) -> LiveModel:

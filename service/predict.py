@@ -96,7 +96,7 @@ class Predictor:
             try:
                 return await self._answer(live, image, upload.source, top, waited)
             except InvalidImage as error:
-                self._rejections.add(live.version, error.slug)
+                self._rejections.add(live.refusing, error.slug)
                 return {"error": problems.document(error)}
 
         return await asyncio.gather(*map(one, upload.images))

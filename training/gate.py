@@ -27,7 +27,6 @@ from training.gate_rules import (
     Costs,
     GateLimits,
     Recall,
-    Rule,
     affordable,
     better_on_fresh,
     calibrated,
@@ -41,6 +40,7 @@ from training.gate_rules import (
 )
 from training.meaning import ChangedClass
 from training.paired import Comparison, PairedAnswers, compare, fewest_rows
+from training.rule import Rule
 
 Outcome = Literal["pass", "refuse", "wait"]
 

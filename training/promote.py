@@ -17,7 +17,7 @@ from perennial.progress import Progress, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
 from training import captures as labelled
-from training import rollout
+from training import rollout_start
 from training.datasets import Row
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
@@ -128,7 +128,7 @@ def promote(
         return PromoteResult("refused", name, version, live.version, decision.why, False, decision)
     why = reason or "promoted by hand"
     if in_stages:
-        stages = rollout.begin(
+        stages = rollout_start.begin(
             engine, settings, champion, challenger, decision, reason=why, actor=actor, caused_by=event
         )
         why = f"{decision.why}; {stages}"

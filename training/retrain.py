@@ -26,7 +26,7 @@ from perennial.progress import Progress, Step, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
 from training import captures as labelled
-from training import due, rollout
+from training import due, rollout_start
 from training.candidates import Choice
 from training.captures import Captures
 from training.challenger import Challenger, make_challenger
@@ -289,7 +289,7 @@ def _settle(
     if not passed:
         return "waiting" if decision.outcome == "wait" and not overtaken else "refused", why
     if run.settings.rollout.stages:
-        stages = rollout.begin(
+        stages = rollout_start.begin(
             run.engine,
             run.settings,
             run.champion,

@@ -13,16 +13,13 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from perennial.bundle import Bundle
 from perennial.errors import InvalidParameter, NothingToDo
-from perennial.event_wording import stage_title
-from perennial.ledger import deployments, events, rollouts
+from perennial.ledger import deployments, rollouts
 from perennial.ledger.rollouts import Rollout
 from perennial.settings import Settings
 from perennial.settings_sections import RolloutSettings
-from training.gate import GateDecision
-from training.gate_rules import Rule
-from training.rollout_evidence import RolloutEvidence, Tally, read, yardstick
+from training.rollout_evidence import RolloutEvidence, Tally, read
+from training.rule import Rule
 from training.sequential import evidence
 
 Action = Literal["advance", "stop", "wait"]
@@ -102,43 +99,6 @@ def decide(found: RolloutEvidence, settings: RolloutSettings) -> RolloutDecision
         why = f"too little evidence after {found.seconds:.0f} s (rollout.patience is {settings.patience:.0f}): {lacks}"
         return RolloutDecision("stop", why, rules, found)
     return RolloutDecision("wait", f"{lacks} at this stage so far", rules, found)
-
-
-def begin(
-    engine: sa.Engine,
-    settings: Settings,
-    champion: Bundle,
-    challenger: Bundle,
-    gate: GateDecision,
-    *,
-    reason: str,
-    actor: str,
-    caused_by: int,
-    guard: events.Guard | None = None,
-) -> str:
-    """Begin with the first of `rollout.stages`; returns what was begun, in words.
-
-    Raises:
-        Overtaken: another version went live meanwhile, or another challenger is being rolled out.
-        LeaseLost: what `guard` says.
-    """
-    rollout = rollouts.start(
-        engine,
-        settings.name,
-        champion=champion.manifest.version,
-        challenger=challenger.manifest.version,
-        stages=settings.rollout.stages,
-        reason=reason,
-        actor=actor,
-        detail={
-            "digest": challenger.digest,
-            "champion_digest": champion.digest,
-            "yardstick": asdict(yardstick(champion, challenger, gate)),
-        },
-        caused_by=caused_by,
-        guard=guard,
-    )
-    return f"it goes live in stages: {', '.join(map(stage_title, rollout.stages))}, then all"
 
 
 def look(engine: sa.Engine, settings: Settings) -> tuple[Rollout, RolloutDecision]:

@@ -10,27 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from perennial.bundle import REFERENCE, Bundle
 from perennial.ids import first_id
 from perennial.ledger import events, predictions, rollouts, shadow_answers
 from perennial.ledger.predictions import Answer
 from perennial.ledger.rollouts import SHADOW, Rollout
 from perennial.ledger.shadow_answers import Shadowed
 from perennial.settings_sections import RetrainSettings
-from training.evaluate import accuracy_interval
-from training.gate import GateDecision
 
 #: Answers that are read of one stage at most, oldest first: far more than a stage needs.
 _MOST: Final = 20_000
-_QUARTER: Final = 0.25
-#: How much more often than at the gate they may say different things.
-_MORE_DIFFERENT: Final = 0.1
-#: How much less sure than that quarter an answer must be: of a model that is always sure, a hair's breadth is nothing.
-_LESS_SURE: Final = 0.1
-_MOST_ALLOWED: Final = 0.95
 
 T = TypeVar("T")
 
@@ -85,15 +75,6 @@ class RolloutEvidence:
         return {**asdict(self), "faults": list(self.faults)}
 
 
-def yardstick(champion: Bundle, challenger: Bundle, gate: GateDecision) -> Yardstick:
-    """What the two bundles and the gate's fresh rows say of how both should do on the traffic."""
-    may_differ = None
-    if gate.fresh is not None:
-        most = accuracy_interval(gate.fresh.differ, gate.fresh.rows).high
-        may_differ = min(_MOST_ALLOWED, most + _MORE_DIFFERENT)
-    return Yardstick(_unsure_below(champion), _unsure_below(challenger), may_differ)
-
-
 def read(engine: sa.Engine, rollout: Rollout, settings: RetrainSettings, *, now: datetime) -> RolloutEvidence:
     """The evidence on a rollout, over the stages it came to.
 
@@ -101,7 +82,7 @@ def read(engine: sa.Engine, rollout: Rollout, settings: RetrainSettings, *, now:
         LedgerUnavailable.
     """
     [began] = events.by_id(engine, rollout.name, [rollout.started])
-    stick = Yardstick(**began.detail["yardstick"])
+    stick = Yardstick(**began.detail.get("yardstick", {}))
     found = RolloutEvidence(may_differ=stick.may_differ)
     rows = rollouts.rows_of(engine, rollout.name, rollout.started)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
@@ -226,11 +207,3 @@ def _below(limit: float | None, confidences: Iterable[float | None]) -> list[boo
 
 def _is_slower(champion: float, challenger: float, settings: RetrainSettings) -> bool:
     return challenger > max(settings.slowdown * champion, settings.quick)
-
-
-def _unsure_below(bundle: Bundle) -> float | None:
-    if REFERENCE not in bundle.manifest.files:
-        return None
-    confidence = pq.read_table(bundle.reference, columns=["confidence"]).column(0).to_numpy()
-    ranked = sorted(float(value) for value in confidence)
-    return max(0.0, ranked[int(_QUARTER * len(ranked))] - _LESS_SURE) if ranked else None

@@ -28,6 +28,8 @@ from perennial.ledger.requests import open_request
 from perennial.ledger.retention import Expired
 from perennial.ledger.rollouts import Rollout
 from perennial.ledger.shadow_answers import ShadowAnswer
+from perennial.story import tell
+from perennial.story_page import render
 from tests.perennial.conftest import MakeBundle
 
 NAME = "shapes"
@@ -78,6 +80,19 @@ def test_a_rollout_goes_through_its_stages_and_ends_when_it_is_live(ledger: sa.E
     assert advanced.caused_by == first.started
     assert live.event_id > advanced.id
     assert sentence(advanced) == f"shapes: rollout advanced, {NEW} beside {OLD}: 10 % of the traffic: 200 answers"
+
+
+def test_a_story_says_where_a_challenger_stands(ledger: sa.Engine) -> None:
+    rollout = begin(ledger)
+    assert (tell(ledger, NAME, NEW).status, tell(ledger, NAME, OLD).status) == ("rolling out", "live")
+    rollouts.stop(ledger, rollout, why="worse", actor="watch")
+    story = tell(ledger, NAME, NEW)
+    assert (story.status, tell(ledger, NAME, OLD).status) == ("stopped", "live")
+    assert [event.kind for event in story.events] == [EventKind.ROLLOUT_STARTED, EventKind.ROLLOUT_STOPPED]
+    assert "stopped on its way" in render(story)
+    begin(ledger)
+    deployments.deploy(ledger, NAME, NEW, reason="all stages", actor="watch", replaces=OLD)
+    assert (tell(ledger, NAME, NEW).status, tell(ledger, NAME, OLD).status) == ("live", "replaced")
 
 
 def test_whatever_else_goes_live_stops_it_in_the_same_moment(ledger: sa.Engine) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,7 +19,19 @@ from perennial.ledger import EventKind, deployments, rollouts
 from perennial.ledger.rollouts import Rollout, Stage
 from perennial.storage import sha256
 from service.inference_wire import Job, Split
-from tests.service.conftest import COLOURS, Clients, Server, World, graph_bytes, make_world, picture, serving, wait
+from tests.service.conftest import (
+    COLOURS,
+    Clients,
+    Server,
+    World,
+    environment,
+    graph_bytes,
+    make_world,
+    picture,
+    serving,
+    wait,
+)
+from tests.service.test_service_inference import processes_of
 
 #: Answers wherever the champion does, but always with another colour.
 WRONG = ("green", "blue", "red")
@@ -184,6 +199,57 @@ def test_where_a_challenger_fails_the_champion_answers(server: Server, begin: Be
     assert all("not finite" in row.fault for row in faults)
     assert all(row.label is None for row in faults)
     assert world.latest(challenger) == []
+
+
+def test_feedback_stops_a_challenger_that_answers_wrong(server: Server, begin: Begin) -> None:
+    world = server.world
+    champion = deployments.live(world.engine, world.settings.name).version
+    challenger = world.publish(WRONG)
+    begin(challenger, 0.5)
+    images = [(picture(COLOURS[seed % 3], seed=seed), COLOURS[seed % 3]) for seed in range(400, 460)]
+    answers = [(server.predict(image), label) for image, label in images]
+    feedback = [{"prediction_id": answer["prediction_id"], "label": label} for answer, label in answers]
+    given = server.http.post("/v1/feedback", json=feedback)
+    assert given.json()["accepted"] == len(images)
+
+    command = [sys.executable, "-m", "commands.main", "rollout", "advance", "--json"]
+    done = subprocess.run(command, env=environment(world), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 11, done.stderr
+    assert "the champion is better beyond chance" in json.loads(done.stdout)["why"]
+    assert wait(lambda: set(versions(server, [image for image, _ in images[:20]])) == {champion})
+
+
+def test_a_challenger_that_takes_the_inference_process_down_is_stopped(server: Server, begin: Begin) -> None:
+    world = server.world
+    begin(world.publish(gain=8.0), 0.2)
+    for _ in range(2):
+        (process,) = processes_of(server)
+        process.kill()
+        assert wait(lambda gone=process: not gone.is_running() and len(processes_of(server)) == 1)
+        assert wait(lambda: server.http.get("/readyz").status_code == 200)
+    assert wait(lambda: running(world) is None)
+    assert "inference process ended" in world.events(EventKind.ROLLOUT_STOPPED)[-1].detail["why"]
+    server.predict(picture("red"))
+
+
+def test_images_that_cannot_be_read_count_for_both_by_their_shares(server: Server, begin: Begin) -> None:
+    world = server.world
+    champion = deployments.live(world.engine, world.settings.name).version
+    challenger = world.publish(gain=9.0)
+    begin(challenger, 0.5)
+    for _ in range(40):
+        assert server.post("/v1/predict", b"no image").status_code == 400
+
+    def refused() -> dict[str, int]:
+        with world.engine.connect() as connection:
+            rows = connection.execute(
+                sa.text("SELECT model_version, sum(images) AS images FROM rejected_images GROUP BY model_version")
+            )
+            return {row.model_version: row.images for row in rows}
+
+    assert wait(lambda: sum(refused().values()) >= 40)
+    assert refused()[challenger] > 5
+    assert refused()[champion] > 5
 
 
 def not_finite() -> bytes:
