@@ -22,13 +22,14 @@ def status(name: console.Name = None, as_json: console.Json = False) -> None:
 
 
 def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
-    from perennial.ledger import checks, deployments, events, models, predictions
+    from perennial.ledger import checks, deployments, events, models, predictions, rollouts
 
     live = deployments.live(engine, name)
     manifest = models.get(engine, name, live.version).manifest
     latest = predictions.span(engine, live.version, window)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     newest = events.newest(engine, name, _EVENTS)
+    rollout = rollouts.running(engine, name)
     return {
         "name": name,
         "model": {
@@ -40,6 +41,9 @@ def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
             "classes": list(manifest.classes),
             "metrics": {key: value.model_dump() for key, value in manifest.metrics.items()},
         },
+        "rollout": {"version": rollout.challenger, "stage": rollout.current, "since": rollout.at.isoformat()}
+        if rollout is not None
+        else None,
         "predictions": predictions.count(engine, live.version),
         "window": {
             "rows": latest.rows,
@@ -75,6 +79,8 @@ def _show(document: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from perennial.event_wording import stage_title
+
     model, window, check = document["model"], document["window"], document["check"]
     table = Table(box=None, show_header=False)
     table.add_row("model", f"[bold]{escape(document['name'])}[/] {model['version']}, {escape(model['backbone'])}")
@@ -83,6 +89,10 @@ def _show(document: dict[str, Any]) -> None:
         table.add_row(
             metric.replace("_", " "), f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}) held out"
         )
+    if document["rollout"] is not None:
+        beside = document["rollout"]
+        stage = stage_title(beside["stage"])
+        table.add_row("beside it", f"{beside['version']}: {stage}, since {beside['since'][:19]} UTC")
     table.add_row("predictions", f"{document['predictions']:,}")
     table.add_row("window", f"the latest {window['rows']:,}, {window['labelled']:,} of them labelled")
     if check is None:

@@ -19,7 +19,7 @@ from perennial.ledger.rollouts import SHADOW, Rollout
 from perennial.ledger.shadow_answers import Shadowed
 from perennial.settings_sections import RetrainSettings
 
-#: Answers that are read of one stage at most, oldest first: far more than a stage needs.
+#: Answers of each model that are read of one stage at most, oldest first: far more than a stage needs.
 _MOST: Final = 20_000
 
 T = TypeVar("T")
@@ -138,8 +138,10 @@ def _canary(
 ) -> RolloutEvidence:
     """Each model answered other images; each of the challenger's is compared with one of the champion's next to it."""
     both = (row.champion, row.challenger)
-    every = _first_of(predictions.answers_between(engine, both, first, until, limit=_MOST))
-    of = {version: [one for one in every if one.model_version == version] for version in both}
+    of = {
+        version: _first_of(predictions.answers_between(engine, version, first, until, limit=_MOST)) for version in both
+    }
+    every = sorted((*of[row.champion], *of[row.challenger]), key=lambda one: one.id)
     labelled = _first_of(predictions.labelled_between(engine, both, first, until, limit=_MOST))
     pairs = list(paired((one.model_version == row.challenger, one) for one in labelled))
     right = [(one.label == one.true_label, other.label == other.true_label) for one, other in pairs]

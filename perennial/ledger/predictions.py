@@ -73,6 +73,7 @@ class LabelledAnswer:
 class Answer:
     """What a version answered, without vectors. `true_label` is its last label, where labels were asked for."""
 
+    id: str
     model_version: str
     image_digest: str
     label: str
@@ -164,12 +165,10 @@ def labelled_answers_between(engine: sa.Engine, model_version: str, first: str, 
         return [LabelledAnswer(*row) for row in connection.execute(rows.order_by(predictions.c.id))]
 
 
-def answers_between(
-    engine: sa.Engine, model_versions: Sequence[str], first: str, last: str | None, *, limit: int
-) -> list[Answer]:
-    """What these versions answered from one id up to, but not with, another (None: to the last), oldest first, at most
+def answers_between(engine: sa.Engine, model_version: str, first: str, last: str | None, *, limit: int) -> list[Answer]:
+    """What a version answered from one id up to, but not with, another (None: to the last), oldest first, at most
     `limit` of them."""
-    query = sa.select(*_answer_columns()).where(*_between(model_versions, first, last))
+    query = sa.select(*_answer_columns()).where(*_between([model_version], first, last))
     with reading(engine) as connection:
         rows = connection.execute(query.order_by(predictions.c.id).limit(limit)).mappings()
         return [Answer(**row) for row in rows]
@@ -178,8 +177,8 @@ def answers_between(
 def labelled_between(
     engine: sa.Engine, model_versions: Sequence[str], first: str, last: str | None, *, limit: int
 ) -> list[Answer]:
-    """The same of those that have a label, in the order in which they were first labelled: more labels change nothing
-    about the order of the earlier ones."""
+    """The same of several versions, of those that have a label, in the order in which they were first labelled: more
+    labels change nothing about the order of the earlier ones."""
     given = (
         sa.select(labels.c.prediction_id, sa.func.min(labels.c.id).label("given"))
         .where(labels.c.prediction_id >= first)
@@ -284,7 +283,7 @@ def _newest(model_version: str, limit: int, precision: str | None, *columns: sa.
 
 def _answer_columns() -> list[sa.Column[Any]]:
     of = predictions.c
-    return [of.model_version, of.image_digest, of.label, of.confidence, of.latency_ms]
+    return [of.id, of.model_version, of.image_digest, of.label, of.confidence, of.latency_ms]
 
 
 def _between(model_versions: Sequence[str], first: str, last: str | None) -> list[sa.ColumnElement[bool]]:

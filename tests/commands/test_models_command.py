@@ -236,7 +236,7 @@ def test_an_unknown_version_is_a_usage_error_at_the_command_line(shop: Shop) -> 
     assert not done.stdout
 
 
-def test_a_rollout_is_shown_moved_on_by_force_and_stopped(shop: Shop) -> None:
+def test_a_rollout_is_shown_moved_on_by_force_and_stopped(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = shop.versions
     shop.deploy(first)
 
@@ -259,6 +259,8 @@ def test_a_rollout_is_shown_moved_on_by_force_and_stopped(shop: Shop) -> None:
     document = json.loads(run("status", "--json").stdout)
     assert (document["version"], document["champion"], document["stage"]) == (second, first, "shadow")
     assert document["decision"]["action"] == "wait"
+    status()
+    assert f"{second}: shadow" in capsys.readouterr().out
     shown = run("status").stdout
     assert "shadow > 10 % of the traffic > all" in shown
     assert "0 of 200 images answered" in shown

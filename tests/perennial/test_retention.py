@@ -28,6 +28,7 @@ from perennial.ledger import (
     open_ledger,
     predictions,
     rejected_images,
+    rollouts,
     webhook_positions,
 )
 from perennial.ledger import retention as ledger_retention
@@ -379,11 +380,14 @@ def _row(at: datetime, vector: Any) -> Prediction:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("before", ["0001", "0002", "0003"])
+@pytest.mark.parametrize("before", ["0001", "0002", "0003", "0004"])
 def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, ledger_url: str, before: str) -> None:
     row = place.row(3, b"image")
     with place.engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE webhook_positions"))
+        connection.execute(sa.text("DROP TABLE rollouts"))
+        connection.execute(sa.text("DROP TABLE shadow_answers"))
+        if before < "0004":
+            connection.execute(sa.text("DROP TABLE webhook_positions"))
         if before < "0003":
             connection.execute(sa.text("DROP TABLE rejected_images"))
         if before == "0001":
@@ -395,6 +399,7 @@ def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, led
     assert "ix_predictions_image_digest" in indexes
     assert rejected_images.count_since(opened, "retired", None) == {}
     assert webhook_positions.position(opened, "default", "a" * 64).attempts == 0
+    assert rollouts.running(opened, "default") is None
     assert set(predictions.known(opened, [row])) == {row}
     opened.dispose()
 

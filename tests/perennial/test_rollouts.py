@@ -201,5 +201,5 @@ def test_labelled_answers_come_in_the_order_in_which_they_were_labelled(ledger: 
     digests = [int(each.image_digest, 16) for each in found]
     assert digests == [2, 1, 3]
     assert [each.true_label for each in found] == ["disc", "square", "square"]
-    everything = predictions.answers_between(ledger, [NEW], start, None, limit=10)
+    everything = predictions.answers_between(ledger, NEW, start, None, limit=10)
     assert {int(each.image_digest, 16) for each in everything} == {1, 3}

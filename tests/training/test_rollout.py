@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -224,7 +226,7 @@ def test_a_canary_is_compared_with_what_the_champion_answered_meanwhile(engine: 
     assert found.worse == Tally(10, 0)
     assert found.slower == Tally(30, 0)
     assert decide(found, SETTINGS).action == "stop"
-    before = predictions.answers_between(engine, [NEW], first_id(rollout.at), None, limit=100)
+    before = predictions.answers_between(engine, NEW, first_id(rollout.at), None, limit=100)
     assert len(before) == 31  # what came before the stage is not in it
 
 
@@ -319,6 +321,12 @@ def canary_of(world: World, version: str, count: int) -> list[Prediction]:
     rows = [replace(row, id=new_id(), model_version=version, confidence=0.99) for row in world.serve(count)]
     predictions.record(world.engine, rows)
     return rows
+
+
+def test_to_look_at_a_rollout_takes_no_network() -> None:
+    program = "import sys, training.rollout; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert ran.stdout == "False\n"
 
 
 def test_without_stages_nothing_changes() -> None:
