@@ -71,6 +71,7 @@ def _collect() -> None:
         pretrain,
         prune,
         retrain,
+        rollout,
         serve,
         status,
         train,
@@ -87,6 +88,7 @@ def _collect() -> None:
     app.command("ui")(ui.ui)
     app.command("retrain")(retrain.retrain)
     app.add_typer(models.app, name="models")
+    app.add_typer(rollout.app, name="rollout")
     app.add_typer(labels.app, name="labels")
     app.add_typer(keys.app, name="keys")
     app.command("status")(status.status)

@@ -29,7 +29,7 @@ def print_story(story: Story) -> None:
 def _facts(story: Story) -> Table:
     manifest = story.model.manifest
     data, pretrained = manifest.dataset, manifest.pretrained
-    colour = {"live": "green", "refused": "red", "rolled back": "red"}.get(story.status, "yellow")
+    colour = {"live": "green", "refused": "red", "rolled back": "red", "stopped": "red"}.get(story.status, "yellow")
     facts = Table(box=None, show_header=False)
     facts.add_row("version", f"{escape(story.model.version)} [{colour}]({story.status})[/]")
     if story.asked is not None:

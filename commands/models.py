@@ -107,17 +107,23 @@ def promote_model(
     version: Annotated[str, typer.Argument(help="The version to make live.")],
     reason: Reason = "",
     force: Annotated[bool, typer.Option("--force", help="Without the gate. Needs --reason, and is audited.")] = False,
+    at_once: Annotated[bool, typer.Option("--at-once", help="Without the stages of `rollout.stages`.")] = False,
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
-    """Make a model live, if it passes the gate against the live one. Exit code 11: the gate refused."""
+    """Make a model live, if it passes the gate against the live one. Exit code 11: the gate refused.
+
+    Where the setting `rollout.stages` has any, it goes live in stages (`perennial rollout status`).
+    """
     from commands.retrain import show
     from perennial.ledger import open_ledger
 
     settings = console.settings_for(name)
     with console.progress() as progress:
         engine = open_ledger(settings.ledger_url)
-        result = promote_version(engine, settings, version, reason=reason, force=force, progress=progress)
+        result = promote_version(
+            engine, settings, version, reason=reason, force=force, at_once=at_once, progress=progress
+        )
     document = result.document()
     if as_json:
         console.print_json(document)
@@ -138,24 +144,27 @@ def roll_back(
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
-    """Go back to the model that was live before this one.
+    """Go back to the model that was live before this one. While another goes live in stages, that is what is undone.
 
     With `--if-worse` both are first compared on the labelled images since the live one was deployed: on the first
     `retrain.watch_labels` of them, by a test that may be looked at as often as you like. Exit code 4: nothing was
     changed. `perennial watch` does so before each check.
     """
-    from perennial.ledger import deployments, open_ledger
+    from perennial.ledger import deployments, open_ledger, rollouts
 
     settings = console.settings_for(name)
     if if_worse:
         _roll_back_if_worse(settings, reason, as_json=as_json)
     engine = open_ledger(settings.ledger_url)
-    before = deployments.live(engine, settings.name)
+    before = deployments.live(engine, settings.name).version
+    rollout = rollouts.running(engine, settings.name)
     now = deployments.roll_back(engine, settings.name, reason=reason or "rolled back by hand", actor=console.actor())
     if as_json:
-        console.print_json({**asdict(now), "replaces": before.version})
+        console.print_json({**asdict(now), "replaces": rollout.challenger if rollout else before})
+    elif rollout is not None:
+        console.out.print(f"{rollout.challenger} is not rolled out any more; {now.version} goes on", markup=False)
     else:
-        console.out.print(f"{now.version} is live again, in place of {before.version}", markup=False)
+        console.out.print(f"{now.version} is live again, in place of {before}", markup=False)
 
 
 def _roll_back_if_worse(settings: Settings, reason: str, *, as_json: bool) -> NoReturn:
@@ -180,12 +189,22 @@ def promote_version(
     *,
     reason: str = "",
     force: bool = False,
+    at_once: bool = False,
     progress: Progress = silent,
 ) -> PromoteResult:
     """`training.promote.promote` in the name of whoever runs this process."""
     from training.promote import promote
 
-    return promote(engine, settings, version, reason=reason, force=force, actor=console.actor(), progress=progress)
+    return promote(
+        engine,
+        settings,
+        version,
+        reason=reason,
+        force=force,
+        at_once=at_once,
+        actor=console.actor(),
+        progress=progress,
+    )
 
 
 def _interval(estimate: dict[str, float] | None) -> str:

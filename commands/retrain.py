@@ -25,7 +25,8 @@ def retrain(
     """Train on the original data and the labelled captures, from the pretrained checkpoint again.
 
     The new model goes live only if it is better on fresh labelled captures, and no worse on the old held-out
-    images. Exit codes: 0 promoted, 11 refused by the gate, 4 nothing to do or too few labels yet.
+    images. Exit codes: 0 promoted (or going live in stages), 11 refused by the gate, 4 nothing to do or too few labels
+    yet.
 
     What calls for one is under `[retrain]` in the settings: `on_drift`, `schedule`, `every_labels`. `--if-due` asks all
     of them, so it can be run as often as you like; without it, you call for one. `--dry-run` shows what either would
@@ -105,7 +106,7 @@ def show(document: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    colour = {"promoted": "green", "refused": "red"}.get(document["outcome"], "yellow")
+    colour = {"promoted": "green", "rolling_out": "green", "refused": "red"}.get(document["outcome"], "yellow")
     version = document["version"] or document["champion"]
     console.out.print(f"[bold {colour}]{document['outcome'].replace('_', ' ')}[/] {escape(str(version))}")
     gate = document.get("gate")
@@ -132,6 +133,8 @@ def show(document: dict[str, Any]) -> None:
     if document.get("new_classes"):
         told = ", ".join(f"{label} ({count} labels)" for label, count in document["new_classes"].items())
         console.out.print(escape(f"classes that {document['champion']} does not know: {told}"))
+    if document["outcome"] == "rolling_out":
+        console.out.print("it goes live in stages, which `perennial watch` takes: perennial rollout status")
     if document.get("skipped"):
         first = document["skipped"][0]
         more = f"{len(document['skipped'])} captures left out, such as {first['location']}: {first['reason']}"

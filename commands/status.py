@@ -24,7 +24,7 @@ def status(name: console.Name = None, as_json: console.Json = False) -> None:
 
 
 def _document(engine: Any, settings: Settings) -> dict[str, Any]:
-    from perennial.ledger import checks, deployments, events, models, new_classes, predictions, watches
+    from perennial.ledger import checks, deployments, events, models, new_classes, predictions, rollouts, watches
 
     name, window = settings.name, settings.monitor.window
     live = deployments.live(engine, name)
@@ -35,6 +35,7 @@ def _document(engine: Any, settings: Settings) -> dict[str, Any]:
     newest = events.newest(engine, name, _EVENTS)
     of = settings.retrain.watch_labels
     watch = watches.open_watch(engine, name) if of else None
+    rollout = rollouts.running(engine, name)
     return {
         "name": name,
         "model": {
@@ -53,6 +54,9 @@ def _document(engine: Any, settings: Settings) -> dict[str, Any]:
             "of": settings.retrain.watch_labels,
             **watches.tally(engine, watch).document(),
         },
+        "rollout": {"version": rollout.challenger, "stage": rollout.current, "since": rollout.at.isoformat()}
+        if rollout is not None
+        else None,
         "predictions": predictions.count(engine, live.version),
         "window": {
             "rows": latest.rows,
@@ -89,6 +93,8 @@ def _show(document: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from perennial.event_wording import stage_title
+
     model, window, check = document["model"], document["window"], document["check"]
     table = Table(box=None, show_header=False)
     table.add_row("model", f"[bold]{escape(document['name'])}[/] {model['version']}, {escape(model['backbone'])}")
@@ -99,6 +105,10 @@ def _show(document: dict[str, Any]) -> None:
         table.add_row(
             metric.replace("_", " "), f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}) held out"
         )
+    if document["rollout"] is not None:
+        beside = document["rollout"]
+        stage = stage_title(beside["stage"])
+        table.add_row("beside it", f"{beside['version']}: {stage}, since {beside['since'][:19]} UTC")
     table.add_row("predictions", f"{document['predictions']:,}")
     table.add_row("window", f"the latest {window['rows']:,}, {window['labelled']:,} of them labelled")
     new = document["new_labels"]

@@ -1,4 +1,4 @@
-"""`perennial watch`: checks, retrains and prunes on a schedule, each in a child process.
+"""`perennial watch`: checks, rollouts, retrains and prunings on a schedule, each in a child process.
 
 The watcher itself stays small: no wing is imported but the ledger's metrics and the rule of when to retrain. Whatever a
 child does, dies of or leaks, the watcher goes on; so it does while the database is away.
@@ -31,7 +31,9 @@ _RETRAIN_DUE: Final = 10
 #: How `perennial models rollback --if-worse` ends when it did its work: it went back, or the live model stays.
 _LOOK_ENDS: Final = (0, 4)
 #: How `perennial retrain` ends when it did its work: promoted, waiting or nothing to do, refused by the gate.
-_RETRAIN_ENDS: Final = {0: "promoted", 4: "nothing to do now", 11: "refused by the gate"}
+_RETRAIN_ENDS: Final = {0: "promoted or going live in stages", 4: "nothing to do now", 11: "refused by the gate"}
+#: How `perennial rollout advance` ends when it did its work.
+_ROLLOUT_ENDS: Final = {0: "went on", 4: "nothing to do yet", 11: "stopped"}
 #: How `perennial prune` ends when it did its work: something went, nothing was to go.
 _PRUNE_ENDS: Final = (0, 4)
 #: The first pruning waits for this share of its interval, so that what is started again and again still prunes.
@@ -49,7 +51,8 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Check once (and retrain if due), then leave.")] = False,
 ) -> None:
     """Check the live model again and again, and retrain it when a check, the schedule (`retrain.schedule`) or new
-    labels (`retrain.every_labels`) call for it. Stop with Ctrl-C or SIGTERM.
+    labels (`retrain.every_labels`) call for it. A model that goes live in stages (`rollout.stages`) is moved on, or
+    stopped. Stop with Ctrl-C or SIGTERM.
 
     Before each check a model that has just gone live is compared with the one it replaced, and undone if it is worse
     (`perennial models rollback --if-worse`).
@@ -121,11 +124,13 @@ class Watcher:
         _log("stopped")
 
     def tick(self) -> bool:
-        """A look at what has just gone live, one check, and a retrain if it, the schedule or new labels call for one.
-        True if nothing failed."""
+        """A look at what has just gone live, one check, and a look at the challenger that goes live in stages, or a
+        retrain if the check, the schedule or new labels call for one. True if nothing failed."""
         looked = self._look_after()  # first, so that nobody asks for a retrain of a model that is to be undone
         checked, due = self._check()
         checked = checked and looked
+        if self._is_rolling_out():  # until it has ended there is no retrain
+            return self._roll_out() and checked
         if self._stopping.is_set() or not (due or self._is_asked_for()):
             return checked
         _log("a retrain is called for")
@@ -170,6 +175,24 @@ class Watcher:
         check = _document(output)
         _log(f"check: {check.get('verdict')}; retrain: {(check.get('retrain') or {}).get('why')}")
         return True, code == _RETRAIN_DUE
+
+    def _is_rolling_out(self) -> bool:
+        from perennial.ledger import rollouts
+
+        try:
+            return not self._stopping.is_set() and rollouts.running(self._ledger(), self._settings.name) is not None
+        except PerennialError as error:
+            _log(f"whether a challenger is being rolled out cannot be told: {error.title}: {error.detail}")
+            return False
+
+    def _roll_out(self) -> bool:
+        """Let the challenger go on, or stop it, if its evidence calls for that. True if it did not fail."""
+        code, output = self._perennial("rollout", "advance", "--json", "--name", self._settings.name)
+        if self._stopping.is_set():
+            return False
+        why = _document(output).get("why", "") if code in _ROLLOUT_ENDS else ""
+        _log(f"rollout: {_ROLLOUT_ENDS.get(code, f'failed with exit code {code}')}{why and f': {why}'}")
+        return code in _ROLLOUT_ENDS
 
     def _is_asked_for(self) -> bool:
         """Do the schedule, new labels or a request that was not answered yet call for a retrain that could run?"""

@@ -36,6 +36,11 @@ def title(kind: str) -> str:
     return str(kind).replace("_", " ")
 
 
+def stage_title(stage: Any) -> str:
+    """A stage of a rollout as people say it: `shadow`, `10 % of the traffic`."""
+    return f"{100 * stage:g} % of the traffic" if isinstance(stage, int | float) else str(stage)
+
+
 def _check_changed(detail: Detail) -> str:
     return f"{detail.get('from') or 'no check'} to {detail.get('to')} on {detail.get('model_version')}"
 
@@ -73,6 +78,14 @@ def _new_classes(detail: Detail) -> str:
     return f", new: {', '.join(f'{label} ({count} labels)' for label, count in new.items())}" if new else ""
 
 
+def _rollout(detail: Detail) -> str:
+    return f"{detail.get('version')} beside {detail.get('champion')}: {stage_title(detail.get('stage', 'shadow'))}"
+
+
+def _rollout_stopped(detail: Detail) -> str:
+    return f"{detail.get('version')} at {stage_title(detail.get('stage', 'shadow'))}, {detail.get('champion')} goes on"
+
+
 def _deployed(detail: Detail) -> str:
     instead = f" in place of {detail['replaces']}" if detail.get("replaces") else ""
     forced = ", forced" if detail.get("forced") and detail.get("replaces") else ""
@@ -102,6 +115,9 @@ _WHAT: Final[Mapping[EventKind, Callable[[Detail], str]]] = {
     EventKind.RETRAIN_FAILED: _retrain_failed,
     EventKind.GATE_PASSED: _gate,
     EventKind.GATE_REFUSED: _gate,
+    EventKind.ROLLOUT_STARTED: _rollout,
+    EventKind.ROLLOUT_ADVANCED: _rollout,
+    EventKind.ROLLOUT_STOPPED: _rollout_stopped,
     EventKind.DEPLOYED: _deployed,
     EventKind.ROLLED_BACK: _deployed,
     EventKind.WATCH_PASSED: _watch_passed,

@@ -32,6 +32,7 @@ from perennial.settings_sections import (
     NotifySettings,
     RetentionSettings,
     RetrainSettings,
+    RolloutSettings,
     ServeSettings,
     TrainSettings,
 )
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
     serve: ServeSettings = ServeSettings()
     monitor: MonitorSettings = MonitorSettings()
     retrain: RetrainSettings = RetrainSettings()
+    rollout: RolloutSettings = RolloutSettings()
     retention: RetentionSettings = RetentionSettings()
     notify: NotifySettings = NotifySettings()
 
@@ -189,7 +191,7 @@ def _explain(problem: Any) -> str:
 
 
 def _unknown(key: str) -> str:
-    known = [*known_keys(), "train", "serve", "monitor", "retrain", "retention", "notify"]
+    known = [*known_keys(), "train", "serve", "monitor", "retrain", "rollout", "retention", "notify"]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"unknown setting {key!r}; did you mean {near[0]!r}? All settings are in docs/settings.md"
 

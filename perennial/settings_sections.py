@@ -413,6 +413,54 @@ class RetrainSettings(Section):
         return expression
 
 
+Stage = Literal["shadow"] | Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class RolloutSettings(Section):
+    """How a challenger that passed the gate goes live: at once, or in stages, each of which can stop it."""
+
+    stages: list[Stage] = Field(
+        [],
+        max_length=10,
+        description="What comes between the gate and all of the traffic: `shadow` (it answers a sample beside the "
+        'champion, and nobody sees it), then growing shares of the traffic, such as `["shadow", 0.1, 0.5]`; none is '
+        "live at once.",
+    )
+    rows: int = Field(200, ge=1, description="Different images that it must have answered in a stage before the next.")
+    labels: int = Field(
+        0,
+        ge=0,
+        description="Labelled comparisons with the champion that a stage needs as well, for those who label all the "
+        "time; 0 waits for none. Labels that come are looked at in any case.",
+    )
+    shadow_share: Fraction = Field(0.1, description="Share of the images that a shadow is shown.")
+    shadow_budget: float = Field(
+        0.05, gt=0, le=1, description="Most of one thread's time that a worker spends on them, as a share."
+    )
+    alpha: float = Field(
+        0.01,
+        ge=1e-6,
+        lt=0.5,
+        description="Chance that one of the tests stops a challenger that is no worse, however often it is looked at "
+        "and over all stages together.",
+    )
+    patience: float = Field(
+        604_800.0,
+        gt=0,
+        description="Seconds after which a stage that has too little evidence stops the rollout: the champion stays.",
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _grow(cls, stages: list[Stage]) -> list[Stage]:
+        shares = [stage for stage in stages if stage != "shadow"]
+        if "shadow" in stages[1:]:
+            raise ValueError("shadow can only be the first stage: what follows answers a part of the traffic")
+        if sorted(set(shares)) != shares:
+            raise ValueError("the shares must grow from stage to stage")
+        return stages
+
+
 class RetentionSettings(Section):
     """What is kept and for how long, as `perennial prune` and `perennial watch` hold to it; 0 sets no bound.
     Labels, events, checks and models are never removed."""
@@ -493,7 +541,15 @@ class NotifySettings(Section):
         "base64. Several, with spaces between them, sign each, so that a secret can be replaced; empty signs nothing.",
     )
     events: Annotated[list[str], AfterValidator(_known_kinds)] = Field(
-        ["drift_opened", "drift_closed", "retrain_failed", "gate_refused", "deployed", "rolled_back"],
+        [
+            "drift_opened",
+            "drift_closed",
+            "retrain_failed",
+            "gate_refused",
+            "rollout_stopped",
+            "deployed",
+            "rolled_back",
+        ],
         min_length=1,
         description="The kinds of events that are sent.",
     )

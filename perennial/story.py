@@ -16,10 +16,11 @@ from perennial.ledger.deployments import Deployment
 from perennial.ledger.events import Event
 from perennial.ledger.models import Model
 
-Status = Literal["live", "replaced", "rolled back", "refused", "waiting", "never live"]
+Status = Literal["live", "replaced", "rolled back", "rolling out", "stopped", "refused", "waiting", "never live"]
 
 #: Where an event says which model it is about.
 _ROLES: Final = ("version", "champion", "replaces", "model_version")
+_ROLLOUTS: Final = (EventKind.ROLLOUT_STARTED, EventKind.ROLLOUT_ADVANCED, EventKind.ROLLOUT_STOPPED)
 _GATES: Final = (EventKind.GATE_PASSED, EventKind.GATE_REFUSED)
 
 
@@ -157,7 +158,9 @@ def tell(engine: sa.Engine, name: str, version: str) -> Story:
     periods = _periods(engine, name, history, version)
     return Story(
         model=model,
-        status=_status(periods, judgements),
+        status=_status(
+            periods, judgements, [event for event in told if event.kind in _ROLLOUTS and _is_of(event, version)]
+        ),
         at=datetime.now(UTC),
         asked=_asked(by_id, version),
         lineage=tuple(
@@ -266,7 +269,16 @@ def _ending(by: Deployment, undone: bool) -> Ending:
     return Ending(by.at, "rolled back" if undone else "replaced", by.version, by.reason, by.actor, by.event_id)
 
 
-def _status(periods: Sequence[Period], judgements: Sequence[Judgement]) -> Status:
+def _status(periods: Sequence[Period], judgements: Sequence[Judgement], rolled_out: Sequence[Event]) -> Status:
+    step, before = (
+        rolled_out[-1] if rolled_out else None,
+        [*(each.event for each in periods), *(each.event for each in judgements)],
+    )
+    if step is not None and step.id > max(before, default=0):
+        if step.kind is not EventKind.ROLLOUT_STOPPED:
+            return "rolling out"
+        if not periods:
+            return "stopped"
     if periods:
         last = periods[-1]
         if last.ended is None:

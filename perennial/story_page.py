@@ -27,12 +27,14 @@ _NUMBERS: Final = 200
 _DEPTH: Final = 6
 _COMPARED: Final = ("champion", "challenger", "difference")
 _SLICES: Final = {"fresh": "Fresh labelled captures", "old": "The champion's held-out images"}
-_TONES: Final = {"live": "good", "refused": "bad", "rolled back": "bad", "waiting": "caution"}
+_TONES: Final = {"live": "good", "refused": "bad", "rolled back": "bad", "stopped": "bad", "waiting": "caution"}
 _METRICS: Final = {"macro_f1": "Macro-F1", "nll": "Log-loss, in nats", "ece": "Calibration error (ECE)"}
 _STATUS: Final = {
     "live": "It answers now.",
     "replaced": "It was live; another version took its place.",
     "rolled back": "It was live and was undone.",
+    "rolling out": "It goes live in stages.",
+    "stopped": "It passed the gate, and was stopped on its way to going live.",
     "refused": "The gate refused it; it was never live.",
     "waiting": "The gate asked for more labels; it was never live.",
     "never live": "It was made, but never live.",

@@ -37,6 +37,7 @@ from service.overload import EarlyRefusal
 from service.predict import Predictor, Slots
 from service.recorder import Recorder
 from service.rejections import Rejections
+from service.shadow import Shadow
 
 _LEDGER_THREADS: Final = 4
 
@@ -121,7 +122,10 @@ class Perennial:
         )
         self.captures = Captures(storage, journal / "captures", settings.serve)
         self.rejections = Rejections(self.link.engine)
-        self.predictor = Predictor(settings.name, self.inference, self.recorder, self.captures, self.rejections)
+        self.shadow = Shadow(self.inference, settings.rollout, self.link.engine)
+        self.predictor = Predictor(
+            settings.name, self.inference, self.recorder, self.captures, self.rejections, self.shadow
+        )
         self.slots = Slots(settings.serve.max_queue)
         self.bodies = BodyMemory(settings.serve.max_queue_bytes, lambda: self.inference.most_working)
         self.feedback = FeedbackDesk(settings.name, self.recorder, keeps=settings.retrain.new_class_labels > 0)
@@ -146,6 +150,7 @@ class Perennial:
         self.recorder.close(deadline - time.monotonic())
         self.captures.close(max(0.0, deadline - time.monotonic()))
         self.rejections.close(max(0.0, deadline - time.monotonic()))
+        self.shadow.close(max(0.0, deadline - time.monotonic()))
         self.models.close()
         self.ledger_threads.shutdown()
         self.link.close()

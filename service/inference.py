@@ -31,7 +31,7 @@ from perennial.errors import InferenceLost, PerennialError
 from perennial.settings_sections import ServeSettings
 from service import metrics
 from service.inference_process import Setup
-from service.inference_wire import MESSAGE_BYTES, ImageMemory, Job, Scored, unpack_reply
+from service.inference_wire import MESSAGE_BYTES, ImageMemory, Job, Scored, Split, unpack_reply
 from service.problems import logger
 
 _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -69,6 +69,7 @@ class _Image:
     model: ModelHandle
     data: bytes
     scored: asyncio.Future[Scored]
+    split: Split | None = None
     sent: float = 0.0
 
 
@@ -102,6 +103,7 @@ class Inference:
         self._stuck_after = _STUCK * serve.timeout
         self._start()
         self._up = True
+        self.ends = 0  #: how often the process ended
         self._watcher = threading.Thread(target=self._watch, name="inference", daemon=True)
         self._watcher.start()
 
@@ -109,6 +111,11 @@ class Inference:
     def ready(self) -> bool:
         """Whether the process runs, with every model that is in use."""
         return self._up
+
+    @property
+    def idle(self) -> bool:
+        """Whether it runs and has nothing to do. For the event loop's thread."""
+        return self._up and not self._working and not self._waiting
 
     def runtime(self, name: str | None) -> tuple[str, tuple[str, ...]]:
         """The runtime of that name, None for the fastest, and the precisions it computes in natively on this machine.
@@ -153,8 +160,9 @@ class Inference:
                 self._call("forget", model=number)
             self._loaded.discard(number)
 
-    def score(self, model: ModelHandle, data: bytes) -> asyncio.Future[Scored]:
-        """Decode and infer one image. What waits is bounded by the caller.
+    def score(self, model: ModelHandle, data: bytes, split: Split | None = None) -> asyncio.Future[Scored]:
+        """Decode and infer one image. What waits is bounded by the caller, who holds the handles of both models where
+        a `split` gives some images to another one.
 
         The future raises InvalidImage, InferenceLost (the process died meanwhile) or InferenceFailed.
         """
@@ -163,7 +171,7 @@ class Inference:
             self._loop = asyncio.get_running_loop()
             if self._up:
                 self._loop.add_reader(self._jobs, self._receive, self._jobs)
-        each = _Image(model, data, self._loop.create_future())
+        each = _Image(model, data, self._loop.create_future(), split)
         if self._up and len(self._working) < self.most_working:
             self._send(each)
         else:
@@ -193,7 +201,7 @@ class Inference:
         each.sent = time.monotonic()
         self._memory.put(slot, each.data)
         try:
-            self._jobs.send(Job(slot, len(each.data), each.model.number).pack())
+            self._jobs.send(Job(slot, len(each.data), each.model.number, each.split).pack())
         except OSError:  # the process is gone; its watcher answers for everything that it worked on
             return
 
@@ -281,6 +289,7 @@ class Inference:
                 return
             failures = 0 if time.monotonic() - began > _LONGEST_PAUSE_SECONDS else failures + 1
             metrics.inference_restarts.inc()
+            self.ends += 1
             logger.error("the inference process ended (%s); it is started again", _cause(status))
             self._up = False
             self._in_loop(self._lose, self._jobs)

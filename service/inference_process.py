@@ -19,6 +19,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ import numpy as np
 
 from perennial.errors import InvalidBundle, PerennialError
 from perennial.graph import CUDA, Graph, GraphOutput, available_precisions, fastest_runtime
-from perennial.images import ImageLimits, InputRule, PreparedImage, prepare
+from perennial.images import ImageHeader, ImageLimits, InputRule, prepare
 from service.batching import Batching
 from service.inference_wire import MESSAGE_BYTES, ImageMemory, Job, Scored, pack_error, pack_scored
 
@@ -59,6 +60,18 @@ class Setup:
 class _Model:
     graph: Graph
     rule: InputRule
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """An image that is decoded, and which model is to score it."""
+
+    job: Job
+    model: int
+    header: ImageHeader
+    digest: str
+    began: float
+    decoded: float
 
 
 class InferenceProcess:
@@ -112,7 +125,9 @@ class InferenceProcess:
         except (RuntimeError, ValueError) as error:
             raise InvalidBundle(f"the graph does not run on {crop} x {crop} pixels: {error}") from error
         probabilities = outputs[0].probabilities
-        if probabilities.shape != (1, classes) or not np.isfinite(probabilities).all():
+        if not np.isfinite(probabilities).all():
+            raise InvalidBundle("the graph's probabilities are not finite")
+        if probabilities.shape != (1, classes):
             raise InvalidBundle(f"the graph gives {probabilities.shape[-1]} probabilities, the manifest {classes}")
 
     def _work(self) -> None:
@@ -122,52 +137,44 @@ class InferenceProcess:
     def _do(self, job: Job) -> None:
         began = time.perf_counter()
         try:
-            model = self._models[job.model]
             data = self._memory.get(job.slot, job.length)
+            number, digest = job.model, None
+            if job.split is not None:
+                digest = hashlib.sha256(data).hexdigest()
+                number = job.split.model if job.split.takes(digest) else number
+            model = self._models[number]
             prepared = prepare(data, model.rule, self._limits)
-            digest = hashlib.sha256(data).hexdigest()
-            decoded = time.perf_counter()
+            digest = digest or hashlib.sha256(data).hexdigest()
+            about = _About(job, number, prepared.header, digest, began, time.perf_counter())
             if self._is_batched(model.graph):
-                self._batching.add(
-                    model.graph,
-                    prepared.pixels,
-                    lambda output, batch: self._scored(job, prepared, digest, output, began, decoded, batch),
-                )
+                self._batching.add(model.graph, prepared.pixels, partial(self._scored, about))
                 return
             output = model.graph.run(prepared.pixels[np.newaxis])
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
             self._failed(job, error)
             return
-        self._scored(job, prepared, digest, output, began, decoded, 0)
+        self._scored(about, output, 0)
 
     def _is_batched(self, graph: Graph) -> bool:
         return graph.device == CUDA if self._setup.batching == "auto" else self._setup.batching == "always"
 
-    def _scored(
-        self,
-        job: Job,
-        prepared: PreparedImage,
-        digest: str,
-        output: GraphOutput | Exception,
-        began: float,
-        decoded: float,
-        batch: int,
-    ) -> None:
+    def _scored(self, about: _About, output: GraphOutput | Exception, batch: int) -> None:
         if isinstance(output, Exception):
-            self._failed(job, output)
+            self._failed(about.job, output)
             return
         scored = Scored(
-            header=prepared.header,
-            digest=digest,
+            header=about.header,
+            digest=about.digest,
             probabilities=output.probabilities[0],
             embedding=output.embedding[0],
             properties=output.properties[0],
-            began=began,
-            decode_seconds=decoded - began,
-            infer_seconds=time.perf_counter() - decoded,
+            began=about.began,
+            decode_seconds=about.decoded - about.began,
+            infer_seconds=time.perf_counter() - about.decoded,
             batch=batch,
+            model=about.model,
         )
-        self._jobs.send(pack_scored(self._memory, job.slot, scored))
+        self._jobs.send(pack_scored(self._memory, about.job.slot, scored))
 
     def _failed(self, job: Job, error: Exception) -> None:
         self._jobs.send(pack_error(job.slot, error, "".join(traceback.format_exception(error))))

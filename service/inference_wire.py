@@ -7,6 +7,7 @@ threads may take the next one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -23,12 +24,13 @@ from perennial.images import ImageHeader
 
 Floats = NDArray[np.float32]
 
-_JOB: Final = struct.Struct("<IIQ")  # slot, length of the image, model
-_REPLY: Final = struct.Struct("<IBI3d3I")  # slot, kind, batch, three times, lengths of three vectors
+_JOB: Final = struct.Struct("<IIQQQQ")  # slot, length of the image, model, and a split: model (0: none), salt, below
+_REPLY: Final = struct.Struct("<IBIQ3d3I")  # slot, kind, batch, model, three times, lengths of three vectors
 #: No message is longer.
 MESSAGE_BYTES: Final = 32 * 1024
 _MAX_TEXT: Final = 2000  # characters, each up to twelve bytes of a message
 _SCORED, _REFUSED, _FAILED = range(3)
+_SPLIT: Final = 2**64
 # Memory of a slot that held more than this is given back to the system.
 _KEEP_BYTES: Final = 4 * 2**20
 
@@ -84,26 +86,49 @@ class ImageMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """A share of the images that another model scores: those whose digest, with `salt`, comes to less than `below` of
+    2**64. An image is always on the same side, and stays in when the share grows."""
+
+    model: int
+    salt: int
+    below: int
+
+    @classmethod
+    def of(cls, model: int, salt: int, share: float) -> Split:
+        return cls(model, salt, min(int(share * _SPLIT), _SPLIT - 1))
+
+    def takes(self, digest: str) -> bool:
+        """Whether an image is in that share, by the SHA-256 of its bytes in hex."""
+        drawn = hashlib.sha256(f"{self.salt}:{digest}".encode()).digest()
+        return int.from_bytes(drawn[:8]) < self.below
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """An image of `length` bytes lies in `slot`; `model` is to score it."""
+    """An image of `length` bytes lies in `slot`; `model` is to score it, unless `split` takes it."""
 
     slot: int
     length: int
     model: int
+    split: Split | None = None
 
     def pack(self) -> bytes:
-        return _JOB.pack(self.slot, self.length, self.model)
+        split = (0, 0, 0) if self.split is None else (self.split.model, self.split.salt, self.split.below)
+        return _JOB.pack(self.slot, self.length, self.model, *split)
 
     @classmethod
     def unpack(cls, message: bytes) -> Job:
-        return cls(*_JOB.unpack(message))
+        slot, length, model, *split = _JOB.unpack(message)
+        return cls(slot, length, model, Split(*split) if split[0] else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """An image's scores. `probabilities` [K], `embedding` [E], `properties` [P], float32; `digest`: SHA-256 of its
     bytes in hex; `began`: the moment (`time.perf_counter`, one clock for all processes of a machine) its turn came;
-    `batch`: how many images the inference had, said to the first of them only; 0 where images are not gathered."""
+    `batch`: how many images the inference had, said to the first of them only; 0 where images are not gathered;
+    `model`: which one it was, where an image is given to one of two."""
 
     header: ImageHeader
     digest: str
@@ -114,6 +139,7 @@ class Scored:
     decode_seconds: float
     infer_seconds: float
     batch: int
+    model: int = 0
 
 
 class InferenceFailed(RuntimeError):
@@ -127,7 +153,7 @@ def pack_scored(memory: ImageMemory, slot: int, scored: Scored) -> bytes:
     header = scored.header
     text = orjson.dumps([header.format, header.mode, header.width, header.height, scored.digest])
     times = (scored.began, scored.decode_seconds, scored.infer_seconds)
-    return _REPLY.pack(slot, _SCORED, scored.batch, *times, *map(len, vectors)) + text
+    return _REPLY.pack(slot, _SCORED, scored.batch, scored.model, *times, *map(len, vectors)) + text
 
 
 def pack_error(slot: int, error: Exception, traceback: str) -> bytes:
@@ -137,18 +163,18 @@ def pack_error(slot: int, error: Exception, traceback: str) -> bytes:
     else:
         kind, said = _FAILED, [traceback[-_MAX_TEXT:]]
     # Not orjson: a decoder's message may hold what is no UTF-8.
-    return _REPLY.pack(slot, kind, 0, 0.0, 0.0, 0.0, 0, 0, 0) + json.dumps(said).encode()
+    return _REPLY.pack(slot, kind, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0) + json.dumps(said).encode()
 
 
 def unpack_reply(memory: ImageMemory, message: memoryview) -> tuple[int, Scored | Exception]:
     """The slot, and what became of its image."""
-    slot, kind, batch, began, decode, infer, *lengths = _REPLY.unpack_from(message)
+    slot, kind, batch, model, began, decode, infer, *lengths = _REPLY.unpack_from(message)
     text = message[_REPLY.size :]
     if kind == _SCORED:
         said = orjson.loads(text)
         probabilities, embedding, properties = memory.get_vectors(slot, tuple(lengths))
         header = ImageHeader(*said[:4])
-        return slot, Scored(header, said[4], probabilities, embedding, properties, began, decode, infer, batch)
+        return slot, Scored(header, said[4], probabilities, embedding, properties, began, decode, infer, batch, model)
     said = json.loads(bytes(text))
     if kind == _REFUSED:
         return slot, _error_of(*said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -10,14 +11,16 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from perennial.bundle import Bundle, fetch_bundle
 from perennial.errors import LeaseHeld, LedgerUnavailable, NoLiveModel, PerennialError
-from perennial.ledger import EventKind, deployments, events, leases, models
+from perennial.ledger import EventKind, deployments, events, leases, rollouts
 from perennial.ledger.deployments import Deployment
+from perennial.ledger.rollouts import Rollout
 from perennial.settings import Settings
 from perennial.storage import Storage
-from service import metrics, precision
-from service.inference import Inference, ModelHandle
+from service import metrics
+from service.challenger import Challenger, Challengers
+from service.inference import Inference
+from service.loaded_model import LoadedModel, load
 from service.problems import logger
 
 _LONGEST_RETRY_SECONDS: Final = 60.0
@@ -26,37 +29,28 @@ _FALL_BACKS: Final = 3  # earlier versions tried when a worker starts on a broke
 
 
 @dataclass(frozen=True, slots=True)
-class LiveModel:
-    """A verified, warmed-up model. A request takes it once, so it ends on the model it began with."""
+class LiveModel(LoadedModel):
+    """The model of a deployment, and the challenger that is shown some of its traffic, if there is one. A request takes
+    it once, so it ends on the models it began with."""
 
-    version: str
-    bundle: Bundle
-    model: ModelHandle
-    classes: tuple[str, ...]
-    precision: str
     deployment: Deployment
+    challenger: Challenger | None = None
 
+    @property
+    def refusing(self) -> str:
+        """The version that an image which cannot be read counts for: the challenger has its share of these, too."""
+        challenger = self.challenger
+        if challenger is not None and random.random() < challenger.rollout.share:  # noqa: S311 - nobody gains by it
+            return challenger.model.version
+        return self.version
 
-def load(
-    engine: sa.Engine, storage: Storage, settings: Settings, deployment: Deployment, inference: Inference
-) -> LiveModel:
-    """Fetch, verify, compile and warm up the bundle of a deployment, in the precision that `serve` comes to.
-
-    Raises:
-        InvalidSettings: `serve.runtime` or `serve.precision` cannot be had, or not for this bundle.
-        InvalidBundle: it does not verify, or its graph does not do what the manifest says.
-        InferenceLost: the inference process died meanwhile, perhaps of it.
-        StorageUnavailable, LedgerUnavailable, UnknownModel.
-    """
-    model = models.get(engine, settings.name, deployment.version)
-    bundle = fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path)
-    runtime, chosen = precision.choose(bundle.manifest, settings.serve, inference.runtime)
-    handle = inference.load(bundle, runtime, chosen)
-    return LiveModel(deployment.version, bundle, handle, bundle.manifest.classes, chosen, deployment)
+    @classmethod
+    def of(cls, loaded: LoadedModel, deployment: Deployment) -> LiveModel:
+        return cls(loaded.version, loaded.bundle, loaded.model, loaded.classes, loaded.precision, deployment)
 
 
 class LiveModels:
-    """Holds the live model and follows the deployments.
+    """Holds the live model and its challenger, and follows the deployments and rollouts.
 
     On failure the old model stays (a worker that has none yet takes the newest earlier one that loads), one
     `swap_failed` event is recorded for the failed deployment, and loading is tried again at growing intervals.
@@ -69,6 +63,7 @@ class LiveModels:
         self._storage = storage
         self._settings = settings
         self._inference = inference
+        self._challengers = Challengers(storage, settings, inference)
         self._live: LiveModel | None = None
         self._failed: Deployment | None = None
         self._why = ""
@@ -105,12 +100,15 @@ class LiveModels:
         """Look once whether another deployment is live, and swap to it. Does not raise."""
         try:
             engine = self._engine()
+            # First the rollout: if it ends with its challenger live, that is known by then.
+            rollout = rollouts.running(engine, self._settings.name)
             deployment = deployments.live(engine, self._settings.name)
             self._inference.forget_unused()
             if self._away:
                 self._away = False
                 logger.info("the ledger is back")
             self._turn_to(engine, deployment)
+            self._accompany(engine, rollout)
         except NoLiveModel:
             return
         except LedgerUnavailable as error:
@@ -141,7 +139,7 @@ class LiveModels:
             self._failures = 0
         started = time.monotonic()
         try:
-            fresh = load(engine, self._storage, self._settings, deployment, self._inference)
+            fresh = LiveModel.of(self._loaded(engine, deployment.version), deployment)
         except LedgerUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - a bundle can be broken in any way; the old model goes on
@@ -159,6 +157,21 @@ class LiveModels:
             deployment.reason,
         )
 
+    def _accompany(self, engine: sa.Engine, rollout: Rollout | None) -> None:
+        live = self._live
+        if live is None:
+            return
+        beside = rollout if rollout is not None and rollout.champion == live.version else None
+        challenger = self._challengers.follow(engine, beside)
+        if challenger is not live.challenger:
+            self._live = replace(live, challenger=challenger)
+
+    def _loaded(self, engine: sa.Engine, version: str) -> LoadedModel:
+        beside = self._live.challenger if self._live is not None else None
+        if beside is not None and beside.model.version == version:
+            return beside.model
+        return load(engine, self._storage, self._settings, version, self._inference)
+
     def _take(self, fresh: LiveModel) -> None:
         old, self._live = self._live, fresh
         if old is not None:
@@ -171,7 +184,7 @@ class LiveModels:
         earlier.pop(failed.version, None)
         for deployment in sorted(earlier.values(), key=lambda found: -found.id)[:_FALL_BACKS]:
             try:
-                self._take(load(engine, self._storage, self._settings, deployment, self._inference))
+                self._take(LiveModel.of(self._loaded(engine, deployment.version), deployment))
             except LedgerUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - it can be broken in any way, too; the one before may do

@@ -59,6 +59,18 @@ live_model: Final = Gauge(
 swaps: Final = Counter(
     "perennial_swaps", "Changes of the live model: `done`, or `failed` once a failed version.", ["outcome"]
 )
+rollout_share: Final = Gauge(
+    "perennial_rollout_share",
+    "Share of the traffic that a challenger answers while it is rolled out; 0 in the shadow and afterwards.",
+    ["version"],
+    multiprocess_mode="livemax",
+)
+shadow: Final = Counter(
+    "perennial_shadow",
+    "Images that a challenger was to score beside the champion: `agreed`, `differed`, `failed` (in a canary, too), "
+    "`dropped` (the service had better things to do), `lost` (the inference process ended meanwhile).",
+    ["outcome"],
+)
 pending_rows: Final = Gauge(
     "perennial_recorder_pending_rows",
     "Answered predictions that wait on local disk for the ledger.",

@@ -20,11 +20,13 @@ from perennial.ledger.predictions import Prediction
 from service import metrics, problems
 from service.captures import Captures
 from service.inference import Inference
-from service.inference_wire import Scored
+from service.inference_wire import InferenceFailed, Scored
 from service.limits import Upload
 from service.live_model import LiveModel
+from service.loaded_model import LoadedModel
 from service.recorder import Recorder
 from service.rejections import Rejections
+from service.shadow import Shadow, fault_of
 from service.threads import Threads
 
 DEFAULT_TOP: Final = 3
@@ -52,16 +54,23 @@ class Slots:
 
 
 class Predictor:
-    """Scores images on the model a request brings, and records each before it is answered."""
+    """Scores images on the model a request brings, or on its challenger, and records each before it is answered."""
 
     def __init__(
-        self, name: str, inference: Inference, recorder: Recorder, captures: Captures, rejections: Rejections
+        self,
+        name: str,
+        inference: Inference,
+        recorder: Recorder,
+        captures: Captures,
+        rejections: Rejections,
+        shadow: Shadow,
     ) -> None:
         self._name = name
         self._inference = inference
         self._recorder = recorder
         self._captures = captures
         self._rejections = rejections
+        self._shadow = shadow
         self._thread = Threads(1, "record")
         self._last_id = ""
 
@@ -87,7 +96,7 @@ class Predictor:
             try:
                 return await self._answer(live, image, upload.source, top, waited)
             except InvalidImage as error:
-                self._rejections.add(live.version, error.slug)
+                self._rejections.add(live.refusing, error.slug)
                 return {"error": problems.document(error)}
 
         return await asyncio.gather(*map(one, upload.images))
@@ -102,17 +111,38 @@ class Predictor:
         if isinstance(image, InvalidImage):
             raise image
         received = time.perf_counter() - waited
-        scored = await self._inference.score(live.model, image)
+        model, scored, fault = await self._score(live, image)
         metrics.queue_seconds.observe(scored.began - received)
         metrics.decode_seconds.observe(scored.decode_seconds)
         metrics.infer_seconds.observe(scored.infer_seconds)
         if scored.batch:
             metrics.batch_images.observe(scored.batch)
         # In a thread, so that a disk that is slow for a moment does not hold up the event loop.
-        return await self._thread.call(self._record, live, scored, image, source, top, received)
+        document = await self._thread.call(self._record, model, scored, image, source, top, received)
+        if live.challenger is not None:
+            self._shadow.answered(live.challenger, document, scored, image, fault)
+        return document
+
+    async def _score(self, live: LiveModel, image: bytes) -> tuple[LoadedModel, Scored, str | None]:
+        """The model that scored it, and what was wrong with the challenger's own try, if it was its turn: then the
+        champion answers."""
+        challenger = live.challenger
+        if challenger is None or challenger.split is None:
+            return live, await self._inference.score(live.model, image), None
+        try:
+            scored = await self._inference.score(live.model, image, challenger.split)
+        except InferenceFailed as error:
+            # It may have been the champion; then it fails again, as it does without a challenger.
+            return live, await self._inference.score(live.model, image), str(error)
+        if scored.model != challenger.split.model:
+            return live, scored, None
+        fault = fault_of(scored)
+        if fault is not None:
+            return live, await self._inference.score(live.model, image), fault
+        return challenger.model, scored, None
 
     def _record(
-        self, live: LiveModel, scored: Scored, data: bytes, source: str | None, top: int, received: float
+        self, live: LoadedModel, scored: Scored, data: bytes, source: str | None, top: int, received: float
     ) -> dict[str, Any]:
         began = time.perf_counter()
         row = self._row(live, scored, data, source, (began - received) * 1000)
@@ -122,7 +152,7 @@ class Predictor:
         metrics.confidence.observe(row.confidence)
         return self._document(live, row, top)
 
-    def _row(self, live: LiveModel, scored: Scored, data: bytes, source: str | None, latency_ms: float) -> Prediction:
+    def _row(self, live: LoadedModel, scored: Scored, data: bytes, source: str | None, latency_ms: float) -> Prediction:
         header = scored.header
         best = int(scored.probabilities.argmax())
         confidence = float(scored.probabilities[best])
@@ -147,7 +177,7 @@ class Predictor:
             latency_ms=round(latency_ms, 3),
         )
 
-    def _document(self, live: LiveModel, row: Prediction, top: int) -> dict[str, Any]:
+    def _document(self, live: LoadedModel, row: Prediction, top: int) -> dict[str, Any]:
         best = np.argsort(-row.probabilities, kind="stable")[:top]
         return {
             "prediction_id": row.id,

@@ -116,7 +116,7 @@ async def predict(desk: Desk, request: Request) -> dict[str, Any]:
         async with hold(desk.bodies, request, serve.max_bytes) as room:
             return await desk.predictor.predict(live, await read_image(request, serve, room), top, room.waited)
     except InvalidImage as error:
-        desk.rejections.add(live.version, error.slug)
+        desk.rejections.add(live.refusing, error.slug)
         raise
     finally:
         desk.slots.give()
@@ -135,7 +135,7 @@ async def predict_batch(desk: Desk, request: Request) -> dict[str, Any]:
             taken = len(upload.images)
             return {"results": await desk.predictor.predict_batch(live, upload, top, room.waited)}
     except InvalidImage as error:  # the whole body; of how many images is not known
-        desk.rejections.add(live.version, error.slug)
+        desk.rejections.add(live.refusing, error.slug)
         raise
     finally:
         desk.slots.give(taken)

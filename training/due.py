@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial import schedule
-from perennial.ledger import EventKind, checks, deployments, events, models, new_classes, predictions
+from perennial.ledger import EventKind, checks, deployments, events, models, new_classes, predictions, rollouts
 from perennial.ledger.events import Event
 from perennial.ledger.new_classes import NewLabels
 from perennial.ledger.requests import COOLS_DOWN_FROM, Trigger, open_request, trigger_of
@@ -30,7 +30,7 @@ class Situation:
     is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
     is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
     model whose label was given since `last_started`, the start of the last retrain. `last_retrain`: the last sign of
-    one, or of a rollback.
+    one, or of a rollback. `rolling_out`: the challenger that goes live in stages now.
     """
 
     now: datetime
@@ -42,6 +42,7 @@ class Situation:
     new_labels: int = 0
     last_started: datetime | None = None
     last_retrain: datetime | None = None
+    rolling_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,9 @@ class Decision:
 def decide(situation: Situation, settings: RetrainSettings) -> Decision:
     """Is a retrain called for, by what, and why (not)?
 
-    A request that is open comes first, then a person, the schedule, the labels. The cooldown holds back the last two
-    (and a check asks for no retrain while it lasts).
+    None is while a challenger goes live in stages: it may be the answer. Else a request that is open comes first, then
+    a person, the schedule, the labels. The cooldown holds back the last two (and a check asks for no retrain while it
+    lasts).
     """
     left = _cooldown_left(situation, settings.cooldown)
     asked = (
@@ -84,6 +86,9 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
         Asked(Trigger.HAND, situation.by_hand, "asked for by hand" if situation.by_hand else "nobody asks by hand"),
     )
     firing = {one.trigger: one for one in asked if one.fires}
+    if situation.rolling_out is not None:
+        why = f"{situation.rolling_out} is being rolled out; wait for its end, or make one: perennial rollout stop"
+        return Decision(None, why, asked, left, {})
     if situation.open_trigger is not None:
         return Decision(situation.open_trigger, situation.open_why, asked, left, {})
     if Trigger.HAND in firing:
@@ -116,6 +121,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
     if settings.retrain.every_labels > 0:
         new = new_labels_of(engine, settings, live.version).classes
         new_labels = predictions.count_labelled_captures(engine, [live.version], labelled_since=since, new=new)
+    beside = rollouts.running(engine, name)
     return Situation(
         now=now,
         by_hand=by_hand,
@@ -126,6 +132,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
         new_labels=new_labels,
         last_started=since,
         last_retrain=last.at if last is not None else None,
+        rolling_out=beside.challenger if beside is not None else None,
     )
 
 

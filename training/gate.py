@@ -26,7 +26,6 @@ from training.gate_rules import (
     Costs,
     GateLimits,
     Recall,
-    Rule,
     affordable,
     better_on_fresh,
     calibrated,
@@ -40,6 +39,7 @@ from training.gate_rules import (
 )
 from training.meaning import ChangedClass
 from training.paired import Comparison, PairedAnswers, compare, fewest_rows
+from training.rule import Rule
 from training.soundness import faults_of, opened
 
 Outcome = Literal["pass", "refuse", "wait"]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from perennial.bundle import Estimate
 from perennial.settings_sections import RetrainSettings
 from training.paired import Comparison, PairedAnswers, mcnemar, smallest_p
+from training.rule import Rule
 
 _SHUFFLES: Final = 2000
 _DRAWS: Final = 500
@@ -88,15 +89,6 @@ class Calibration:
     champion: float
     challenger: float
     difference: Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One condition of the gate, with its numbers in words."""
-
-    name: str
-    passed: bool
-    why: str
 
 
 def sound(faults: Collection[str]) -> Rule:

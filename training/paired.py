@@ -35,7 +35,7 @@ class PairedAnswers:
 class Comparison:
     """Both accuracies on one slice with Wilson intervals, their paired difference (challenger - champion) with an
     adjusted Wald interval (Bonett and Price, 2012), and the exact one-sided McNemar p of the challenger being no
-    better. `only_*`: rows that only that model answers correctly."""
+    better. `only_*`: rows that only that model answers correctly; `differ`: those on which the two differ."""
 
     rows: int
     champion: Estimate
@@ -43,6 +43,7 @@ class Comparison:
     difference: Estimate
     only_champion: int
     only_challenger: int
+    differ: int
     p_value: float
 
     def document(self) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Comparison:
             "difference": self.difference.model_dump(),
             "only_champion": self.only_champion,
             "only_challenger": self.only_challenger,
+            "differ": self.differ,
             "p_value": self.p_value,
         }
 
@@ -73,6 +75,7 @@ def compare(answers: PairedAnswers) -> Comparison:
         difference=Estimate(value=(won - lost) / rows, low=low, high=high),
         only_champion=lost,
         only_challenger=won,
+        differ=int((np.array(answers.champion) != np.array(answers.challenger)).sum()),
         p_value=mcnemar(lost, won),
     )
 

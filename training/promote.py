@@ -9,14 +9,15 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from perennial.bundle import Bundle, fetch_bundle
-from perennial.errors import InvalidParameter, NoLiveModel, NothingToDo
+from perennial.errors import InvalidParameter, NoLiveModel, NothingToDo, Overtaken
 from perennial.images import ImageLimits
-from perennial.ledger import EventKind, checks, deployments, events, models
+from perennial.ledger import EventKind, checks, deployments, events, models, rollouts
 from perennial.ledger.deployments import Deployment
 from perennial.progress import Progress, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
 from training import captures as labelled
+from training import rollout_start
 from training.datasets import Row
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
@@ -29,7 +30,7 @@ from training.near_copies import near_copies
 class PromoteResult:
     """`champion` is what was live before (None: nothing was); `gate` is None where none was held."""
 
-    outcome: Literal["promoted", "refused"]
+    outcome: Literal["promoted", "rolling_out", "refused"]
     name: str
     version: str
     champion: str | None
@@ -39,7 +40,7 @@ class PromoteResult:
 
     @property
     def passed(self) -> bool:
-        return self.outcome == "promoted"
+        return self.outcome != "refused"
 
     @property
     def exit_code(self) -> int:
@@ -65,21 +66,24 @@ def promote(
     *,
     reason: str = "",
     force: bool = False,
+    at_once: bool = False,
     actor: str,
     progress: Progress = silent,
 ) -> PromoteResult:
-    """Make a version live if it passes the gate against the live one.
+    """Make a version live if it passes the gate against the live one; in stages, where `rollout.stages` has any.
 
     They are judged on the champion's original held-out rows and on the live version's newest labelled captures, without
     any row that either was trained on. Without a live model there is nothing to be better than.
 
     Args:
-        force: deploy without the gate; the event says so.
+        force: deploy without the gate, at once; the event says so.
+        at_once: without stages.
 
     Raises:
         InvalidParameter: `force` without a reason.
         UnknownModel: there is no such version.
         NothingToDo: it is live already.
+        Overtaken: another challenger is being rolled out.
         InvalidBundle, InvalidDataset, StorageUnavailable: see `perennial.errors`.
     """
     if force and not reason.strip():
@@ -99,6 +103,10 @@ def promote(
         deployments.deploy(engine, name, version, reason=reason or why, actor=actor, detail=detail)
         return PromoteResult("promoted", name, version, live.version if live else None, why, force, None)
 
+    in_stages = bool(settings.rollout.stages) and not at_once
+    running = rollouts.running(engine, name)
+    if in_stages and running is not None:
+        raise Overtaken(f"{running.challenger} is being rolled out; end that first: perennial rollout stop")
     champion = _bundle(engine, settings, storage, live.version)
     decision = _judge(engine, settings, storage, champion, challenger, progress)
     passed = decision.outcome == "pass"
@@ -119,6 +127,12 @@ def promote(
     if not passed:
         return PromoteResult("refused", name, version, live.version, decision.why, False, decision)
     why = reason or "promoted by hand"
+    if in_stages:
+        stages = rollout_start.begin(
+            engine, settings, champion, challenger, decision, reason=why, actor=actor, caused_by=event
+        )
+        why = f"{decision.why}; {stages}"
+        return PromoteResult("rolling_out", name, version, live.version, why, False, decision)
     deployments.deploy(
         engine, name, version, reason=why, actor=actor, detail={"forced": False}, caused_by=event, replaces=live.version
     )

@@ -1,8 +1,8 @@
 """Retraining: champion and labelled captures in, a challenger out; it goes live only if it passes the gate.
 
-request -> started -> (gate passed -> deployed | gate refused | failed), each an event caused by the one before, so a
-retrain that was killed can be told from one that ended: its request stays open and the next run takes it up. Gate and
-deployment are written only while the lease is held.
+request -> started -> (gate passed -> deployed or rolled out | gate refused | failed), each an event caused by the one
+before, so a retrain that was killed can be told from one that ended: its request stays open and the next run takes it
+up. Gate and deployment are written only while the lease is held.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from perennial.bundle import Bundle, fetch_bundle
 from perennial.errors import InvalidSettings, LedgerUnavailable
 from perennial.images import ImageLimits
-from perennial.ledger import EventKind, checks, deployments, events, leases, models
+from perennial.ledger import EventKind, checks, deployments, events, leases, models, rollouts
 from perennial.ledger.events import Event
 from perennial.ledger.leases import Lease
 from perennial.ledger.requests import Trigger, open_request
@@ -27,7 +27,7 @@ from perennial.progress import Progress, Step, silent
 from perennial.settings import Settings
 from perennial.storage import Storage
 from training import captures as labelled
-from training import due, full_disk
+from training import due, full_disk, rollout_start
 from training.candidates import Choice
 from training.captures import Captures
 from training.challenger import Challenger, make_challenger
@@ -38,10 +38,16 @@ from training.meaning import ChangedClass, changed_before, changed_classes, inpu
 from training.paired import fewest_rows
 from training.publish import publish
 
-Outcome = Literal["promoted", "refused", "waiting", "nothing_to_do"]
+Outcome = Literal["promoted", "rolling_out", "refused", "waiting", "nothing_to_do"]
 
 ACTOR: Final = "retrain"
-_EXIT_CODES: Final[dict[Outcome, int]] = {"promoted": 0, "refused": 11, "waiting": 4, "nothing_to_do": 4}
+_EXIT_CODES: Final[dict[Outcome, int]] = {
+    "promoted": 0,
+    "rolling_out": 0,
+    "refused": 11,
+    "waiting": 4,
+    "nothing_to_do": 4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +296,9 @@ def _settle(
     overtaken = live != run.champion.manifest.version
     if overtaken:
         why = f"{live} went live while the challenger was trained, so it was judged against the wrong champion; " + why
+    beside = rollouts.running(run.engine, name)
+    if beside is not None:  # promoted by hand
+        overtaken, why = True, f"{beside.challenger} began to go live in stages meanwhile; {why}"
     passed = decision.outcome == "pass" and not overtaken
     detail = {
         "version": version,
@@ -309,6 +318,19 @@ def _settle(
     event = events.add(run.engine, name, kind, detail, caused_by=started, guard=run.lease.confirm)
     if not passed:
         return "waiting" if decision.outcome == "wait" and not overtaken else "refused", why
+    if run.settings.rollout.stages:
+        stages = rollout_start.begin(
+            run.engine,
+            run.settings,
+            run.champion,
+            challenger,
+            decision,
+            reason=run.why,
+            actor=run.actor,
+            caused_by=event,
+            guard=run.lease.confirm,
+        )
+        return "rolling_out", f"{why}; {stages}"
     deployments.deploy(
         run.engine,
         name,

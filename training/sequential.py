@@ -11,7 +11,7 @@ import math
 from scipy import special
 
 
-def evidence(wins: int, losses: int) -> float:
+def evidence(wins: int, losses: int, chance: float = 0.5) -> float:
     """How strongly rows on which just one of two models is right speak for "the first one is better".
 
     An e-value: if the first one is not better, the chance that it ever reaches 1 / alpha, over all looks together, is
@@ -19,16 +19,18 @@ def evidence(wins: int, losses: int) -> float:
     1/2 to 1, over their likelihood if it wins half of them (Robbins, 1970; Ramdas et al., 2023, "Game-theoretic
     statistics and safe anytime-valid inference").
 
+    With another `chance` it says the same of any event that should happen to no more than that share of the rows.
+
     Args:
         wins: rows that only the first model has right.
         losses: rows that only the second model has right.
+        chance: of a win, where there is nothing to show; above 0 and below 1.
     """
-    rows = wins + losses
-    above_half = special.betaincc(wins + 1, losses + 1, 0.5)
-    if above_half == 0.0:
+    above = special.betaincc(wins + 1, losses + 1, chance)
+    if above == 0.0:
         return 0.0
-    log_mixture = math.log(2.0) + special.betaln(wins + 1, losses + 1) + math.log(above_half)
-    return math.exp(min(700.0, rows * math.log(2.0) + log_mixture))
+    log_mixture = special.betaln(wins + 1, losses + 1) + math.log(above) - math.log1p(-chance)
+    return math.exp(min(700.0, log_mixture - wins * math.log(chance) - losses * math.log1p(-chance)))
 
 
 def fewest_wins(alpha: float) -> int:

@@ -1,5 +1,5 @@
-"""The system of record: predictions, rejected images, labels, models, deployments, checks, events, leases,
-watches of what went live, and how far each webhook was told.
+"""The system of record: predictions, rejected images, labels, models, deployments, rollouts, shadow answers, checks,
+events, leases, watches of what went live, and how far each webhook was told.
 
 One module a table. Each function takes the engine that `open_ledger` returns and raises `LedgerUnavailable` when the
 database does not answer.
@@ -15,6 +15,8 @@ from perennial.ledger import (
     new_classes,
     predictions,
     rejected_images,
+    rollouts,
+    shadow_answers,
     watches,
     webhook_positions,
 )
@@ -33,6 +35,8 @@ __all__ = [
     "open_ledger",
     "predictions",
     "rejected_images",
+    "rollouts",
+    "shadow_answers",
     "watches",
     "webhook_positions",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial.errors import NoLiveModel, NothingToDo, Overtaken
-from perennial.ledger import events, models
+from perennial.ledger import events, models, rollouts
 from perennial.ledger.connect import reading, writing
 from perennial.ledger.events import EventKind
 from perennial.ledger.schema import deployments
@@ -41,7 +41,7 @@ def deploy(
     replaces: str | None = None,
     guard: events.Guard | None = None,
 ) -> Deployment:
-    """Make a version live. Event and deployment are one transaction.
+    """Make a version live, which ends a rollout that runs. Event and deployment are one transaction.
 
     Args:
         replaces: the version that must still be live: what the new one was judged against.
@@ -83,15 +83,31 @@ def deploy(
         )
         key = result.inserted_primary_key
         assert key is not None
+        rollouts.end_by_deployment(
+            connection, name, version, event_id, why=f"{version} went live: {reason}", actor=actor
+        )
     return Deployment(int(key[0]), at, name, version, reason, actor, event_id)
 
 
 def roll_back(engine: sa.Engine, name: str, *, reason: str, actor: str) -> Deployment:
-    """Go back to the version that was live before the live one; going back again goes further back.
+    """Go back to the version that was live before the live one; going back again goes further back. While a challenger
+    is being rolled out, that is what is undone: the champion answers everything again.
 
     Raises:
         NothingToDo: there is nothing to go back to.
     """
+    rollout = rollouts.running(engine, name)
+    if rollout is not None:
+        return deploy(
+            engine,
+            name,
+            rollout.champion,
+            reason=reason,
+            actor=actor,
+            detail={"replaces": rollout.challenger},
+            kind=EventKind.ROLLED_BACK,
+            replaces=rollout.champion,
+        )
     # Undoing is a step back along the versions that were live, so a rolled-back one is not returned to.
     path: list[str] = []
     for deployment in history(engine, name):

@@ -73,6 +73,19 @@ class LabelledAnswer:
     true_label: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a version answered, without vectors. `true_label` is its last label, where labels were asked for."""
+
+    id: str
+    model_version: str
+    image_digest: str
+    label: str
+    confidence: float
+    latency_ms: float
+    true_label: str | None = None
+
+
 def record(engine: sa.Engine, rows: Sequence[Prediction]) -> None:
     """Write predictions in one transaction. A row whose id is there already is left as it is."""
     if not rows:
@@ -97,7 +110,7 @@ def latest(
     newest = _newest(model_version, limit, precision, predictions.c.id)
     if sample is not None and sample < limit:
         newest = sa.select(newest.c.id).order_by(sa.func.random()).limit(sample).subquery()
-    rows = sa.select(predictions, _last_label(predictions.c.id, new)).join(newest, newest.c.id == predictions.c.id)
+    rows = sa.select(predictions, last_label(predictions.c.id, new)).join(newest, newest.c.id == predictions.c.id)
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
@@ -126,7 +139,7 @@ def received_within(
         .limit(sample)
         .subquery()
     )
-    rows = sa.select(predictions, _last_label(predictions.c.id, new)).join(drawn, drawn.c.id == predictions.c.id)
+    rows = sa.select(predictions, last_label(predictions.c.id, new)).join(drawn, drawn.c.id == predictions.c.id)
     return _labelled(engine, rows.order_by(predictions.c.id))
 
 
@@ -151,7 +164,7 @@ def labelled_answers(
     """Of the latest `limit` predictions of a version those that have a label, oldest first."""
     columns = (predictions.c.id, predictions.c.image_digest, predictions.c.label)
     newest = _newest(model_version, limit, precision, *columns)
-    rows = sa.select(newest.c.image_digest, newest.c.label, _last_label(newest.c.id, new))
+    rows = sa.select(newest.c.image_digest, newest.c.label, last_label(newest.c.id, new))
     with reading(engine) as connection:
         found = connection.execute(rows.where(_has_label(newest.c.id)).order_by(newest.c.id))
         return [LabelledAnswer(*row) for row in found if row.true_label is not None]
@@ -161,7 +174,7 @@ def labelled_answers_between(
     engine: sa.Engine, model_version: str, first: str, last: str, *, new: Collection[str] | None = ()
 ) -> list[LabelledAnswer]:
     """Of a version's predictions from one id to another those that have a label, oldest first."""
-    rows = sa.select(predictions.c.image_digest, predictions.c.label, _last_label(predictions.c.id, new)).where(
+    rows = sa.select(predictions.c.image_digest, predictions.c.label, last_label(predictions.c.id, new)).where(
         predictions.c.model_version == model_version,
         predictions.c.id.between(first, last),
         _has_label(predictions.c.id),
@@ -169,6 +182,37 @@ def labelled_answers_between(
     with reading(engine) as connection:
         found = connection.execute(rows.order_by(predictions.c.id))
         return [LabelledAnswer(*row) for row in found if row.true_label is not None]
+
+
+def answers_between(engine: sa.Engine, model_version: str, first: str, last: str | None, *, limit: int) -> list[Answer]:
+    """What a version answered from one id up to, but not with, another (None: to the last), oldest first, at most
+    `limit` of them."""
+    query = sa.select(*_answer_columns()).where(*_between([model_version], first, last))
+    with reading(engine) as connection:
+        rows = connection.execute(query.order_by(predictions.c.id).limit(limit)).mappings()
+        return [Answer(**row) for row in rows]
+
+
+def labelled_between(
+    engine: sa.Engine, model_versions: Sequence[str], first: str, last: str | None, *, limit: int
+) -> list[Answer]:
+    """The same of several versions, of those that have a label, in the order in which they were first labelled: more
+    labels change nothing about the order of the earlier ones."""
+    given = (
+        sa.select(labels.c.prediction_id, sa.func.min(labels.c.id).label("given"))
+        .where(labels.c.prediction_id >= first)
+        .group_by(labels.c.prediction_id)
+        .subquery()
+    )
+    query = (
+        sa.select(*_answer_columns(), last_label(predictions.c.id, None))
+        .join(given, given.c.prediction_id == predictions.c.id)
+        .where(*_between(model_versions, first, last))
+        .order_by(given.c.given)
+        .limit(limit)
+    )
+    with reading(engine) as connection:
+        return [Answer(**row) for row in connection.execute(query).mappings()]
 
 
 def labelled_captures(
@@ -180,7 +224,7 @@ def labelled_captures(
 ) -> list[LabelledPrediction]:
     """Predictions of these versions that have a label and a captured image, oldest first; with `limit` the newest.
     Every label counts."""
-    rows = sa.select(predictions, _last_label(predictions.c.id, None)).where(
+    rows = sa.select(predictions, last_label(predictions.c.id, None)).where(
         predictions.c.model_version.in_(model_versions),
         predictions.c.image_url.is_not(None),
         _has_label(predictions.c.id),
@@ -276,6 +320,16 @@ def _newest(model_version: str, limit: int, precision: str | None, *columns: sa.
     return query.order_by(predictions.c.id.desc()).limit(limit).subquery()
 
 
+def _answer_columns() -> list[sa.Column[Any]]:
+    of = predictions.c
+    return [of.id, of.model_version, of.image_digest, of.label, of.confidence, of.latency_ms]
+
+
+def _between(model_versions: Sequence[str], first: str, last: str | None) -> list[sa.ColumnElement[bool]]:
+    within = [predictions.c.model_version.in_(model_versions), predictions.c.id >= first]
+    return within if last is None else [*within, predictions.c.id < last]
+
+
 def _has_label(prediction_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     return sa.exists().where(labels.c.prediction_id == prediction_id)
 
@@ -284,8 +338,9 @@ def _counts(table: sa.FromClause, new: Collection[str]) -> sa.ColumnElement[bool
     return sa.or_(table.c.known, table.c.label.in_(new)) if new else table.c.known
 
 
-def _last_label(prediction_id: sa.ColumnElement[str], new: Collection[str] | None) -> sa.Label[Any]:
-    """The last label if it counts, else null: an earlier one was taken back."""
+def last_label(prediction_id: sa.ColumnElement[str], new: Collection[str] | None) -> sa.Label[Any]:
+    """Of each prediction the last label as a column `true_label`; null where that one does not count, as it is neither
+    a class nor `new` (None: every label counts)."""
     return (
         sa.select(labels.c.label if new is None else sa.case((_counts(labels, new), labels.c.label)))
         .where(labels.c.prediction_id == prediction_id)

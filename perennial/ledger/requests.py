@@ -11,11 +11,14 @@ from perennial.errors import LeaseLost
 from perennial.ledger import events
 from perennial.ledger.events import Event, EventKind
 
-#: What the cooldown counts from: all that a retrain writes, from its start to its end, and a model that was undone.
+#: What the cooldown counts from: all that a retrain writes, from its start to its end, that of its challenger's rollout
+#: included, and a model that was undone.
 COOLS_DOWN_FROM: Final = (
     EventKind.RETRAIN_STARTED, EventKind.GATE_PASSED, EventKind.GATE_REFUSED, EventKind.RETRAIN_FAILED,
-    EventKind.ROLLED_BACK,
+    EventKind.ROLLOUT_STARTED, EventKind.ROLLOUT_ADVANCED, EventKind.ROLLOUT_STOPPED, EventKind.ROLLED_BACK,
 )  # fmt: skip
+#: What follows from a start and is no end yet.
+_STEPS: Final = (EventKind.GATE_PASSED, EventKind.ROLLOUT_STARTED, EventKind.ROLLOUT_ADVANCED)
 _PAGE: Final = 1000
 
 
@@ -31,8 +34,9 @@ class Trigger(StrEnum):
 def open_request(engine: sa.Engine, name: str) -> Event | None:
     """The newest `retrain_requested` event, if it is still to be answered.
 
-    It is answered by a retrain that came to an end, or by any deployment since. A retrain that only began runs now, or
-    was killed; one that lost its lease left the request to the process that took it over.
+    It is answered by a retrain that came to an end, or by any deployment since; one whose challenger goes live in
+    stages ends with these. A retrain that only began runs now, or was killed; one that lost its lease left the request
+    to the process that took it over.
     """
     request = events.last(engine, name, [EventKind.RETRAIN_REQUESTED])
     if request is None:
@@ -45,7 +49,9 @@ def open_request(engine: sa.Engine, name: str) -> Event | None:
                 return None
             if event.kind is EventKind.RETRAIN_STARTED and event.caused_by == request.id:
                 runs.add(event.id)
-            ended = event.kind is EventKind.GATE_REFUSED or (
+            if event.kind in _STEPS and event.caused_by in runs:
+                runs.add(event.id)
+            ended = event.kind in (EventKind.GATE_REFUSED, EventKind.ROLLOUT_STOPPED) or (
                 event.kind is EventKind.RETRAIN_FAILED and event.detail.get("error") != LeaseLost.__name__
             )
             if ended and event.caused_by in runs:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from perennial.ledger import leases
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.schema import deployments, labels, models, predictions, rejected_images
+from perennial.ledger.schema import deployments, labels, models, predictions, rejected_images, shadow_answers
 
 #: Rows in one transaction: a service that writes to the same SQLite file waits for as long as one takes.
 MOST_ROWS: Final = 2000
@@ -105,7 +105,9 @@ def delete_expired(engine: sa.Engine, expired: Expired, since: datetime | None =
         found = connection.execute(query.order_by(predictions.c.at).limit(MOST_ROWS)).all()
         if not found:
             return Removed(0, 0, None)
-        connection.execute(sa.delete(predictions).where(predictions.c.id.in_([row.id for row in found])))
+        ids = [row.id for row in found]
+        connection.execute(sa.delete(predictions).where(predictions.c.id.in_(ids)))
+        connection.execute(sa.delete(shadow_answers).where(shadow_answers.c.prediction_id.in_(ids)))
     return Removed(len(found), sum(row.size for row in found), found[-1].at)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Dialect
 
 #: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -141,6 +141,37 @@ deployments = sa.Table(
     sa.Column("actor", sa.String(200), nullable=False),
     sa.Column("event_id", _Serial, nullable=False),
     sa.Index(None, "name", "id"),
+)
+
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("started", _Serial, nullable=False),  # the event that began it; all its rows have the same
+    sa.Column("champion", sa.String(64), nullable=False),
+    sa.Column("challenger", sa.String(64), nullable=False),
+    sa.Column("stages", sa.JSON, nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),  # counted from 0
+    sa.Column("share", sa.Float, nullable=False),  # of the traffic that the challenger answers
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("event_id", _Serial, nullable=False),
+    sa.Index(None, "name", "id"),
+)
+
+shadow_answers = sa.Table(
+    "shadow_answers",
+    metadata,
+    sa.Column("prediction_id", sa.String(36), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("label", sa.Text),  # null where it failed
+    sa.Column("confidence", sa.Float),
+    sa.Column("latency_ms", sa.Float),  # of the inference alone, as the next one
+    sa.Column("champion_ms", sa.Float),
+    sa.Column("fault", sa.Text),
+    sa.Index(None, "version", "prediction_id"),
 )
 
 checks = sa.Table(

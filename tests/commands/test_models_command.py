@@ -16,11 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from commands import models as models_command
+from commands import rollout as rollout_command
 from commands.status import status
 from perennial.bundle import Bundle, new_version, write_bundle
 from perennial.errors import InvalidParameter, NoLiveModel, NothingToDo, UnknownModel
 from perennial.images import ImageLimits
-from perennial.ledger import EventKind, checks, deployments, events, open_ledger
+from perennial.ledger import EventKind, checks, deployments, events, open_ledger, rollouts
 from perennial.settings import load_settings
 from perennial.storage import Storage
 
@@ -233,3 +234,53 @@ def test_an_unknown_version_is_a_usage_error_at_the_command_line(shop: Shop) -> 
     assert done.returncode == 2, done.stderr
     assert shop.versions[-1] in done.stderr
     assert not done.stdout
+
+
+def test_a_rollout_is_shown_moved_on_by_force_and_stopped(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = shop.versions
+    shop.deploy(first)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(rollout_command.app, list(arguments), catch_exceptions=True)
+
+    def begin() -> None:
+        rollouts.start(
+            shop.engine,
+            "default",
+            champion=first,
+            challenger=second,
+            stages=["shadow", 0.1],
+            reason="a test",
+            actor="test",
+        )
+
+    assert isinstance(run("status").exception, NothingToDo)
+    begin()
+    document = json.loads(run("status", "--json").stdout)
+    assert (document["version"], document["champion"], document["stage"]) == (second, first, "shadow")
+    assert document["decision"]["action"] == "wait"
+    status()
+    assert f"{second}: shadow" in capsys.readouterr().out
+    shown = run("status").stdout
+    assert "shadow > 10 % of the traffic > all" in shown
+    assert "0 of 200 images answered" in shown
+    assert isinstance(run("advance", "--force").exception, InvalidParameter)
+    waiting = run("advance", "--json")
+    assert (waiting.exit_code, json.loads(waiting.stdout)["outcome"]) == (4, "waiting")
+    assert run("advance", "--force", "--reason", "we looked").exit_code == 0
+    advanced = events.last(shop.engine, "default", [EventKind.ROLLOUT_ADVANCED])
+    assert advanced is not None
+    assert (advanced.detail["forced"], advanced.detail["why"]) == (True, "forced: we looked")
+    assert advanced.detail["actor"] == f"cli:{getpass.getuser()}"
+    assert "stopped" in run("stop", "--reason", "enough").stdout
+    assert isinstance(run("stop").exception, NothingToDo)
+
+    begin()
+    undone = shop.run("rollback")
+    assert f"{second} is not rolled out any more; {first} goes on" in undone.stdout
+    assert shop.live == first
+    begin()
+    assert run("advance", "--force", "--reason", "now").exit_code == 0
+    assert "promoted" in run("advance", "--force", "--reason", "all").stdout
+    assert shop.live == second
+    assert isinstance(run("status").exception, NothingToDo)

@@ -72,7 +72,12 @@ def test_every_command_runs(
     perennial(*shlex.split(before[0])[1:])
     prediction = ""
     # What has nothing to do says so with exit code 4: no traffic has drifted here, nor is it enough to test.
-    nothing_to_do = {"perennial retrain --if-due", "perennial ui", "perennial models rollback"}
+    nothing_to_do = {
+        "perennial retrain --if-due",
+        "perennial ui",
+        "perennial models rollback",
+        "perennial rollout status",
+    }
     with served(free_port, home / "server.log", keep=False):
         for line in after:
             words = shlex.split(line.replace("http://127.0.0.1:3000", f"http://127.0.0.1:{free_port}"))

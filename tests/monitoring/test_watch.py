@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from commands.watch import Watcher
 from perennial import ledger
 from perennial.ledger import EventKind, open_ledger
 from perennial.settings import Settings, load_settings
@@ -267,3 +268,27 @@ def test_the_watcher_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_while_a_challenger_is_rolled_out_the_watcher_moves_it_on_and_retrains_nothing(
+    opened: sa.Engine, configured: Settings, deploy: Any, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    model = deploy(opened, configured)
+    rollout = ledger.rollouts.start(
+        opened,
+        "digits",
+        champion=model.version,
+        challenger="20990101-000000-00000",
+        stages=["shadow"],
+        reason="a test",
+        actor="test",
+    )
+    watcher = Watcher(configured)
+    monkeypatch.setattr(watcher, "_check", lambda: (True, True))  # it would call for a retrain
+    assert watcher.tick()
+    assert "rollout: nothing to do yet: 0 of 200 images answered" in capfd.readouterr().err
+    monkeypatch.setenv("PERENNIAL_ROLLOUT__PATIENCE", "0.001")
+    assert watcher.tick()
+    assert "rollout: stopped: too little evidence" in capfd.readouterr().err
+    kinds = [event.kind for event in model.events() if event.id >= rollout.started]
+    assert kinds == [EventKind.ROLLOUT_STARTED, EventKind.ROLLOUT_STOPPED]

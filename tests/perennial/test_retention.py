@@ -28,6 +28,7 @@ from perennial.ledger import (
     open_ledger,
     predictions,
     rejected_images,
+    rollouts,
     webhook_positions,
 )
 from perennial.ledger import retention as ledger_retention
@@ -386,6 +387,8 @@ def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, led
     with place.engine.begin() as connection:
         connection.execute(sa.text("DROP INDEX ix_labels_id"))
         connection.execute(sa.text("ALTER TABLE labels DROP COLUMN known"))
+        for table in ("rollouts", "shadow_answers", "watched_rows"):
+            connection.execute(sa.text(f"DROP TABLE {table}"))
         if before < "0004":
             connection.execute(sa.text("DROP TABLE webhook_positions"))
         if before < "0003":
@@ -402,6 +405,7 @@ def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, led
     [(identifier, version)] = predictions.known(opened, [row]).items()
     assert identifier == row
     assert [each.true_label for each in predictions.latest(opened, version, 10)] == ["disc"]  # of old it is known
+    assert rollouts.running(opened, "default") is None
     opened.dispose()
 
 

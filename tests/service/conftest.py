@@ -91,8 +91,8 @@ class World:
     storage: Storage
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def publish(self, classes: Sequence[str] = COLOURS, gain: float = 10.0) -> str:
-        """Write, upload and register a bundle; returns its version."""
+    def publish(self, classes: Sequence[str] = COLOURS, gain: float = 10.0, graph: bytes | None = None) -> str:
+        """Write, upload and register a bundle, of that graph or of one with that gain; returns its version."""
         manifest = Manifest(
             name=self.settings.name,
             version=new_version(),
@@ -114,7 +114,7 @@ class World:
         )
 
         def fill(folder: Path) -> None:
-            (folder / "graph.onnx").write_bytes(graph_bytes(gain))
+            (folder / "graph.onnx").write_bytes(graph or graph_bytes(gain))
 
         bundle = write_bundle(self.home / "made", manifest, fill)
         models.register(self.engine, bundle, upload_bundle(bundle, self.storage))

@@ -12,13 +12,14 @@ import pytest
 from perennial.bundle import Certificate, Estimate, Manifest, new_version, open_bundle, upload_bundle, write_bundle
 from perennial.errors import InvalidSettings
 from perennial.graph import BFLOAT16, FLOAT32, INT8, ONNXRUNTIME, OPENVINO, available_precisions
-from perennial.ledger import deployments, models
+from perennial.ledger import models
 from perennial.ledger.events import EventKind
 from perennial.settings import Settings, load_settings
 from perennial.settings_sections import ServeSettings
 from service import precision
 from service.inference import Inference, ModelHandle
-from service.live_model import LiveModels, load
+from service.live_model import LiveModels
+from service.loaded_model import load
 from tests.service.conftest import World, picture, serving
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -126,11 +127,10 @@ def inference() -> Iterator[Inference]:
 
 @needs_bfloat16
 def test_a_model_says_what_it_runs_in(world: World, inference: Inference) -> None:
-    publish(world, {FLOAT32: certificate(1000), BFLOAT16: certificate(1500)})
-    deployment = deployments.live(world.engine, world.settings.name)
-    live = load(world.engine, world.storage, world.settings, deployment, inference)
+    version = publish(world, {FLOAT32: certificate(1000), BFLOAT16: certificate(1500)})
+    live = load(world.engine, world.storage, world.settings, version, inference)
     assert (live.precision, live.model.precision) == (BFLOAT16, BFLOAT16)
-    plain = load(world.engine, world.storage, serving_as(world.settings, precision=FLOAT32), deployment, inference)
+    plain = load(world.engine, world.storage, serving_as(world.settings, precision=FLOAT32), version, inference)
     assert (plain.precision, plain.model.precision) == (FLOAT32, FLOAT32)
 
     async def label(model: ModelHandle) -> int:
