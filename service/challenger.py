@@ -6,7 +6,8 @@ One that cannot be loaded, or that takes the inference process down, stops the r
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Final
 
 import sqlalchemy as sa
@@ -26,17 +27,20 @@ ACTOR: Final = "service"
 _RETRY_SECONDS: Final = 10.0
 #: An image may bring the inference process down whatever model it is for; twice is no accident any more.
 _MOST_ENDS: Final = 2
+#: Any fault stops it when its evidence is looked at next; for so many nobody need look: each costs an image twice.
+_MOST_FAULTS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Challenger:
     """A challenger that is loaded. `split` are the images that it answers, None in the shadow; `sample` those that it
-    is shown there."""
+    is shown there. `faults`: how it failed on images of this stage, the last ones."""
 
     model: LoadedModel
     rollout: Rollout
     split: Split | None
     sample: Split | None
+    faults: deque[str] = field(default_factory=lambda: deque(maxlen=_MOST_FAULTS), compare=False)
 
 
 class Challengers:
@@ -59,12 +63,11 @@ class Challengers:
         """
         current = self._current
         if current is not None and rollout is not None and current.rollout.id == rollout.id:
-            if self._inference.ends - self._ends >= _MOST_ENDS:
-                why = f"the inference process ended {_MOST_ENDS} times since it was loaded"
-                self._stop(engine, rollout, why)
-                rollout = None
-            else:
+            why = self._what_is_wrong(current)
+            if why is None:
                 return current
+            self._stop(engine, rollout, why)
+            rollout = None
         if rollout is None:
             self._let_go()
             return None
@@ -77,6 +80,13 @@ class Challengers:
             metrics.rollout_share.labels(rollout.challenger).set(rollout.share)
             logger.info("version %s is at stage %s beside %s", rollout.challenger, rollout.current, rollout.champion)
         return self._current
+
+    def _what_is_wrong(self, current: Challenger) -> str | None:
+        if self._inference.ends - self._ends >= _MOST_ENDS:
+            return f"the inference process ended {_MOST_ENDS} times since it was loaded"
+        if len(current.faults) == _MOST_FAULTS:
+            return f"it failed on {_MOST_FAULTS} images: {current.faults[-1]}"
+        return None
 
     def _load(self, engine: sa.Engine, rollout: Rollout) -> Challenger | None:
         if time.monotonic() < self._retry_at:

@@ -132,8 +132,9 @@ class Predictor:
         try:
             scored = await self._inference.score(live.model, image, challenger.split)
         except InferenceFailed as error:
-            # It may have been the champion; then it fails again, as it does without a challenger.
-            return live, await self._inference.score(live.model, image), str(error)
+            # If it was the champion, it may fail again, as it would without a challenger.
+            scored = await self._inference.score(live.model, image)
+            return live, scored, str(error) if challenger.split.takes(scored.digest) else None
         if scored.model != challenger.split.model:
             return live, scored, None
         fault = fault_of(scored)

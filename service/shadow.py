@@ -135,7 +135,8 @@ class Shadow:
 
     def _failed(self, challenger: Challenger, prediction_id: str, fault: str) -> None:
         metrics.shadow.labels("failed").inc()
-        said = fault[-_LONGEST_FAULT:]  # of a traceback the end says what it was
+        said = fault.strip()[-_LONGEST_FAULT:]  # of a traceback the end says what it was
+        challenger.faults.append(said)
         self._log.add(ShadowAnswer(prediction_id, challenger.model.version, datetime.now(UTC), fault=said))
 
 

@@ -194,6 +194,11 @@ def test_where_a_challenger_fails_the_champion_answers(server: Server, begin: Be
     begin(challenger, 0.9)
     images = [picture("red", seed=seed) for seed in range(300, 320)]
     assert set(versions(server, images)) == {champion}
+    assert wait(lambda: running(world) is None)  # nobody had to look
+    assert (
+        "failed on 10 images: its probabilities are not finite"
+        in world.events(EventKind.ROLLOUT_STOPPED)[-1].detail["why"]
+    )
     assert wait(lambda: any(row.version == challenger for row in shadow_rows(world)))
     faults = [row for row in shadow_rows(world) if row.version == challenger]
     assert all("not finite" in row.fault for row in faults)

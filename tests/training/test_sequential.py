@@ -15,6 +15,16 @@ def test_the_evidence_is_the_mixture_that_it_says() -> None:
         assert evidence(wins, losses) == pytest.approx(mixture, rel=1e-6)
 
 
+def test_of_a_rarer_event_it_is_the_mixture_above_its_chance() -> None:
+    for yes, no, chance in ((3, 1, 0.2), (2, 30, 0.05), (40, 12, 0.7)):
+
+        def likelihood(p: float, yes: int = yes, no: int = no, chance: float = chance) -> float:
+            return float((p / chance) ** yes * ((1 - p) / (1 - chance)) ** no / (1 - chance))
+
+        mixture, _ = integrate.quad(likelihood, chance, 1.0)
+        assert evidence(yes, no, chance) == pytest.approx(mixture, rel=1e-6)
+
+
 def test_no_rows_say_nothing_and_losses_never_speak_for_the_first() -> None:
     assert evidence(0, 0) == pytest.approx(1.0)
     assert evidence(0, 5) < 1
