@@ -8,7 +8,7 @@ from rich.table import Table
 from commands import console
 from commands.events import print_table
 from perennial.bundle import Estimate
-from perennial.story import Judgement, Story
+from perennial.story import Comparison, Judgement, Story
 from perennial.story_page import duration
 
 
@@ -20,6 +20,8 @@ def print_story(story: Story) -> None:
         _print_judgement(judgement)
     if story.periods:
         console.out.print(_periods(story))
+    for comparison in story.comparisons:
+        _print_comparison(comparison)
     if story.events:
         print_table(story.events)
 
@@ -85,6 +87,17 @@ def _periods(story: Story) -> Table:
             escape(f"{ended.how} by {ended.actor}, for {ended.by}: {ended.why}") if ended else "",
         )
     return table
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    found = comparison.numbers
+    live, before = (_interval(Estimate(**found[key])) for key in ("live", "before"))
+    colour = {"passed": "green", "rolled back": "red"}.get(comparison.outcome, "yellow")
+    event = f", event {comparison.event}" if comparison.event is not None else ""
+    console.out.print(
+        f"beside {escape(comparison.compared_with)}, which it replaced{event}: [{colour}]{comparison.outcome}[/], "
+        f"on {found['rows']} labelled images {live} against {before}"
+    )
 
 
 def _interval(estimate: Estimate) -> str:

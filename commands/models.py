@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -130,11 +130,26 @@ def promote_model(
 
 
 @app.command("rollback")
-def roll_back(reason: Reason = "", name: console.Name = None, as_json: console.Json = False) -> None:
-    """Go back to the model that was live before this one."""
+def roll_back(
+    reason: Reason = "",
+    if_worse: Annotated[
+        bool,
+        typer.Option("--if-worse", help="Only if labels since it went live say that the model before is better."),
+    ] = False,
+    name: console.Name = None,
+    as_json: console.Json = False,
+) -> None:
+    """Go back to the model that was live before this one.
+
+    With `--if-worse` both are first compared on the labelled images since the live one was deployed: on the first
+    `retrain.watch_labels` of them, by a test that may be looked at as often as you like. Exit code 4: nothing was
+    changed. `perennial watch` does so before each check.
+    """
     from perennial.ledger import deployments, open_ledger
 
     settings = console.settings_for(name)
+    if if_worse:
+        _roll_back_if_worse(settings, reason, as_json=as_json)
     engine = open_ledger(settings.ledger_url)
     before = deployments.live(engine, settings.name)
     now = deployments.roll_back(engine, settings.name, reason=reason or "rolled back by hand", actor=_actor())
@@ -142,6 +157,21 @@ def roll_back(reason: Reason = "", name: console.Name = None, as_json: console.J
         console.print_json({**asdict(now), "replaces": before.version})
     else:
         console.out.print(f"{now.version} is live again, in place of {before.version}", markup=False)
+
+
+def _roll_back_if_worse(settings: Settings, reason: str, *, as_json: bool) -> NoReturn:
+    from perennial.ledger import open_ledger
+    from training.rollback import roll_back_if_worse
+
+    if reason:
+        raise InvalidParameter("--if-worse finds its own reason, in the labels; leave --reason out")
+    with console.progress() as progress:
+        look = roll_back_if_worse(open_ledger(settings.ledger_url), settings, progress=progress)
+    if as_json:
+        console.print_json(look.document())
+    else:
+        console.out.print(f"{look.outcome.replace('_', ' ')}, {look.live} is live: {look.why}", markup=False)
+    raise typer.Exit(look.exit_code)
 
 
 def promote_version(

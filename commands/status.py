@@ -14,21 +14,23 @@ def status(name: console.Name = None, as_json: console.Json = False) -> None:
     from perennial.ledger import open_ledger
 
     settings = console.settings_for(name)
-    document = _document(open_ledger(settings.ledger_url), settings.name, settings.monitor.window)
+    engine = open_ledger(settings.ledger_url)
+    document = _document(engine, settings.name, settings.monitor.window, settings.retrain.watch_labels)
     if as_json:
         console.print_json(document)
     else:
         _show(document)
 
 
-def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
-    from perennial.ledger import checks, deployments, events, models, predictions
+def _document(engine: Any, name: str, window: int, watch_labels: int) -> dict[str, Any]:
+    from perennial.ledger import checks, deployments, events, models, predictions, watches
 
     live = deployments.live(engine, name)
     manifest = models.get(engine, name, live.version).manifest
     latest = predictions.span(engine, live.version, window)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     newest = events.newest(engine, name, _EVENTS)
+    watch = watches.open_watch(engine, name) if watch_labels else None
     return {
         "name": name,
         "model": {
@@ -40,6 +42,9 @@ def _document(engine: Any, name: str, window: int) -> dict[str, Any]:
             "classes": list(manifest.classes),
             "metrics": {key: value.model_dump() for key, value in manifest.metrics.items()},
         },
+        "watch": None
+        if watch is None
+        else {"compared_with": watch.before, "of": watch_labels, **watches.tally(engine, watch).document()},
         "predictions": predictions.count(engine, live.version),
         "window": {
             "rows": latest.rows,
@@ -79,6 +84,8 @@ def _show(document: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False)
     table.add_row("model", f"[bold]{escape(document['name'])}[/] {model['version']}, {escape(model['backbone'])}")
     table.add_row("live since", escape(f"{model['deployed_at'][:19]} UTC: {model['reason']} ({model['actor']})"))
+    if document["watch"] is not None:
+        table.add_row("watch", escape(_watch(document["watch"])))
     for metric, value in model["metrics"].items():
         table.add_row(
             metric.replace("_", " "), f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}) held out"
@@ -101,3 +108,11 @@ def _show(document: dict[str, Any]) -> None:
         for event in document["events"]:
             trail.add_row(str(event["id"]), event["at"][:19], event["kind"], escape(str(event["why"])))
         console.out.print(trail)
+
+
+def _watch(found: dict[str, Any]) -> str:
+    told = f"compared with {found['compared_with']} on {found['rows']} of {found['of']} labelled images"
+    if not found["rows"]:
+        return told
+    shares = [f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in (found["live"], found["before"])]
+    return f"{told}: {shares[0]} against {shares[1]}"

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from perennial.notifying import Notifier
 
 _RETRAIN_DUE: Final = 10
+#: How `perennial models rollback --if-worse` ends when it did its work: it went back, or the live model stays.
+_LOOK_ENDS: Final = (0, 4)
 #: How `perennial retrain` ends when it did its work: promoted, waiting or nothing to do, refused by the gate.
 _RETRAIN_ENDS: Final = {0: "promoted", 4: "nothing to do now", 11: "refused by the gate"}
 #: How `perennial prune` ends when it did its work: something went, nothing was to go.
@@ -48,6 +50,9 @@ def watch(
 ) -> None:
     """Check the live model again and again, and retrain it when a check, the schedule (`retrain.schedule`) or new
     labels (`retrain.every_labels`) call for it. Stop with Ctrl-C or SIGTERM.
+
+    Before each check a model that has just gone live is compared with the one it replaced, and undone if it is worse
+    (`perennial models rollback --if-worse`).
 
     Every `retention.interval` seconds it does what `perennial prune` does, and it tells the webhooks of the setting
     `notify.webhooks` what happens (docs/audit.md). Its own metrics are at
@@ -116,8 +121,11 @@ class Watcher:
         _log("stopped")
 
     def tick(self) -> bool:
-        """One check, and a retrain if it, the schedule or new labels call for one. True if nothing failed."""
+        """A look at what has just gone live, one check, and a retrain if it, the schedule or new labels call for one.
+        True if nothing failed."""
+        looked = self._look_after()  # first, so that nobody asks for a retrain of a model that is to be undone
         checked, due = self._check()
+        checked = checked and looked
         if self._stopping.is_set() or not (due or self._is_asked_for()):
             return checked
         _log("a retrain is called for")
@@ -126,6 +134,28 @@ class Watcher:
             return False
         _log(f"retrain: {_RETRAIN_ENDS.get(code, f'failed with exit code {code}')}")
         return checked and code in _RETRAIN_ENDS
+
+    def _look_after(self) -> bool:
+        """Go back to the model before, if a watch is on and the live one turns out to be worse. True if nothing
+        failed."""
+        from perennial.ledger import watches
+
+        try:
+            if not self._settings.retrain.watch_labels:
+                return True
+            if watches.open_watch(self._ledger(), self._settings.name) is None:
+                return True
+        except PerennialError as error:
+            _log(f"whether a watch is on cannot be told: {error.title}: {error.detail}")
+            return False
+        code, output = self._perennial("models", "rollback", "--if-worse", "--json", "--name", self._settings.name)
+        if code not in _LOOK_ENDS:
+            if not self._stopping.is_set():
+                _log(f"the look at what went live failed with exit code {code}; the next one is tried as planned")
+            return False
+        look = _document(output)
+        _log(f"since it went live: {str(look.get('outcome')).replace('_', ' ')}, {look.get('why')}")
+        return True
 
     def _check(self) -> tuple[bool, bool]:
         """Did the check succeed, and does it call for a retrain?"""

@@ -28,7 +28,7 @@ from monitoring.verdict import CALM, Cause, Verdict
 from monitoring.window import Reference, Scores, Window
 from perennial import ledger
 from perennial.bundle import Manifest
-from perennial.ledger.requests import RETRAINS
+from perennial.ledger.requests import COOLS_DOWN_FROM
 from perennial.settings import Settings
 
 #: A family that tells causes apart and raises no alarm of its own.
@@ -129,7 +129,7 @@ def _decision(
     unseen: Scores,
     window: Window,
 ) -> RetrainDecision:
-    last = ledger.events.last(engine, settings.name, RETRAINS)
+    last = ledger.events.last(engine, settings.name, COOLS_DOWN_FROM)
     situation = Situation(
         verdict=verdict,
         reference=accuracy.reference,

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from monitoring.verdict import Verdict
 from perennial.errors import InvalidImage, PerennialError
-from perennial.ledger import EventKind, checks, events
+from perennial.ledger import EventKind, checks, deployments, events, watches
 
 #: How retrains end, and the events that say so.
 OUTCOMES: Final = {
@@ -41,13 +41,14 @@ class LedgerCollector(Collector):
             latest = checks.latest(engine, self._name)
             by_verdict = checks.count_by_verdict(engine, self._name)
             by_kind = events.count_by_kind(engine, self._name)
+            rollbacks = deployments.count_rollbacks(engine, self._name)
         except PerennialError:
             up.add_metric([], 0)
             yield up
             return
         up.add_metric([], 1)
         yield up
-        yield from _counters(by_verdict, by_kind)
+        yield from _counters(by_verdict, by_kind, rollbacks)
         if latest:
             yield from _gauges(latest[0])
 
@@ -63,7 +64,9 @@ def registry(open_engine: Callable[[], sa.Engine], name: str) -> CollectorRegist
     return found
 
 
-def _counters(by_verdict: dict[str, int], by_kind: dict[EventKind, int]) -> Iterator[Metric]:
+def _counters(
+    by_verdict: dict[str, int], by_kind: dict[EventKind, int], by_actor: dict[str, int]
+) -> Iterator[Metric]:
     counted = CounterMetricFamily("perennial_checks", "Checks so far, by verdict.", labels=["verdict"])
     for verdict in Verdict:
         counted.add_metric([str(verdict)], by_verdict.get(str(verdict), 0))
@@ -72,6 +75,13 @@ def _counters(by_verdict: dict[str, int], by_kind: dict[EventKind, int]) -> Iter
     for outcome, kind in OUTCOMES.items():
         retrains.add_metric([outcome], by_kind.get(kind, 0))
     yield retrains
+    rollbacks = CounterMetricFamily(
+        "perennial_rollbacks", "Rollbacks so far: by the watch over what went live, or by a person.", labels=["by"]
+    )
+    by_itself = by_actor.get(watches.ACTOR, 0)
+    rollbacks.add_metric(["watch"], by_itself)
+    rollbacks.add_metric(["person"], sum(by_actor.values()) - by_itself)
+    yield rollbacks
 
 
 def _gauges(check: checks.CheckRow) -> Iterator[Metric]:

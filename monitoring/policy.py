@@ -21,8 +21,8 @@ class Situation:
 
     `labelled` is None where there are fewer labels than `monitor.min_labels`; `loss_p_value` is the one-sided test
     that the labelled accuracy is below the reference's, `alpha` what counts as beyond chance. `captures` is how many
-    labelled images are at hand to train on; `seconds_since_retrain` is None where there was none. `withheld` says why
-    there is no estimate.
+    labelled images are at hand to train on; `seconds_since_retrain`, or since a rollback, is None where there was none.
+    `withheld` says why there is no estimate.
     """
 
     verdict: Verdict
@@ -76,7 +76,8 @@ def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
         waited = max(0.0, waited)
         return RetrainDecision(
             False,
-            f"{change}, but the last retrain was {waited:.0f} s ago: wait {settings.cooldown - waited:.0f} s more",
+            f"{change}, but the last retrain or rollback was {waited:.0f} s ago: "
+            f"wait {settings.cooldown - waited:.0f} s more",
         )
     return RetrainDecision(True, f"{change}; {situation.captures} labelled images are at hand")
 

@@ -73,6 +73,10 @@ def _deployed(detail: Detail) -> str:
     return f"{detail.get('version')}{instead} (by {detail.get('actor') or 'somebody'}{forced})"
 
 
+def _watch_passed(detail: Detail) -> str:
+    return f"{detail.get('version')} against {detail.get('before')}, which it replaced"
+
+
 def _swap_failed(detail: Detail) -> str:
     keeps = detail.get("keeps")
     return f"{detail.get('version')} cannot be served, {f'{keeps} goes on' if keeps else 'no model is served'}"
@@ -94,6 +98,7 @@ _WHAT: Final[Mapping[EventKind, Callable[[Detail], str]]] = {
     EventKind.GATE_REFUSED: _gate,
     EventKind.DEPLOYED: _deployed,
     EventKind.ROLLED_BACK: _deployed,
+    EventKind.WATCH_PASSED: _watch_passed,
     EventKind.SWAP_FAILED: _swap_failed,
 }
 

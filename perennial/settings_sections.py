@@ -367,6 +367,19 @@ class RetrainSettings(Section):
     small: float = Field(
         50.0, ge=0, description="Megabytes of a graph that are small enough whatever the champion's has."
     )
+    watch_labels: int = Field(
+        200,
+        ge=0,
+        le=100_000,
+        description="Labelled images after a deployment on which it is compared with the model before; if that one is "
+        "better beyond chance, it is live again. 0 is none.",
+    )
+    watch_alpha: float = Field(
+        0.01,
+        gt=0,
+        lt=0.5,
+        description="How often, at most, a model that is no worse than the one before is gone back from all the same.",
+    )
     lease: float = Field(
         60.0,
         ge=1,

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from perennial.bundle import Estimate
-from perennial.ledger import EventKind, deployments, events, models
+from perennial.ledger import EventKind, deployments, events, models, watches
 from perennial.ledger.deployments import Deployment
 from perennial.ledger.events import Event
 from perennial.ledger.models import Model
@@ -87,6 +87,19 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """The model beside the one it replaced, on labelled images of a time in which it was live. `outcome` is `open`
+    while more are looked at; `event` is what ended it. `numbers` are `rows`, `live` and `before` (accuracies),
+    `only_live` and `only_before` (rows that just one of them has right)."""
+
+    outcome: Literal["open", "passed", "rolled back"]
+    compared_with: str
+    at: datetime
+    event: int | None
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
     """`lineage` are the models it descends from, newest first; `descendants` the versions made from it as champion;
     `events` every event about it, and those that led to them, oldest first."""
@@ -99,6 +112,7 @@ class Story:
     descendants: tuple[str, ...]
     judgements: tuple[Judgement, ...]
     periods: tuple[Period, ...]
+    comparisons: tuple[Comparison, ...]
     deployments: tuple[Deployment, ...]
     events: tuple[Event, ...]
 
@@ -122,6 +136,7 @@ class Story:
             "judgements": [asdict(judgement) for judgement in self.judgements],
             "periods": [asdict(period) | {"seconds": period.seconds(self.at)} for period in self.periods],
             "live_seconds": self.live_seconds,
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "deployments": [asdict(entry) for entry in self.deployments],
             "events": [asdict(event) for event in self.events],
         }
@@ -152,6 +167,7 @@ def tell(engine: sa.Engine, name: str, version: str) -> Story:
         descendants=tuple(other.version for other in known.values() if other.parent == version),
         judgements=judgements,
         periods=periods,
+        comparisons=_comparisons(engine, name, version, told),
         deployments=tuple(entry for entry in history if entry.version == version),
         events=tuple(told),
     )
@@ -227,6 +243,23 @@ def _periods(engine: sa.Engine, name: str, history: Sequence[Deployment], versio
         for entry, following in zip(runs, [*runs, None][1:], strict=True)
         if entry.version == version
     )
+
+
+def _comparisons(engine: sa.Engine, name: str, version: str, told: Sequence[Event]) -> tuple[Comparison, ...]:
+    found = []
+    for event in told:
+        watch = event.detail.get("watch")
+        if isinstance(watch, Mapping) and watch.get("version") == version:
+            outcome: Literal["passed", "rolled back"] = (
+                "rolled back" if event.kind is EventKind.ROLLED_BACK else "passed"
+            )
+            found.append(Comparison(outcome, str(watch.get("compared_with")), event.at, event.id, watch))
+    watched = watches.open_watch(engine, name)
+    if watched is not None and watched.version == version:
+        tally = watches.tally(engine, watched)
+        if tally.rows:
+            found.append(Comparison("open", watched.before, datetime.now(UTC), None, tally.document()))
+    return tuple(found)
 
 
 def _ending(by: Deployment, undone: bool) -> Ending:

@@ -21,6 +21,7 @@ _CLASSES: Final = 100
 _EVENTS: Final = 300
 _JUDGEMENTS: Final = 20
 _PERIODS: Final = 100
+_COMPARISONS: Final = 20
 _LINEAGE: Final = 50
 _NUMBERS: Final = 200
 _DEPTH: Final = 6
@@ -57,6 +58,7 @@ def render(story: Story) -> str:
             judgements=[(each, slices(each), numbers(each)) for each in story.judgements[-_JUDGEMENTS:]],
             earlier_judgements=max(0, len(story.judgements) - _JUDGEMENTS),
             periods=story.periods[-_PERIODS:],
+            comparisons=story.comparisons[-_COMPARISONS:],
             earlier_periods=max(0, len(story.periods) - _PERIODS),
             events=story.events[-_EVENTS:],
             earlier_events=max(0, len(story.events) - _EVENTS),

@@ -159,7 +159,7 @@ def plan(engine: sa.Engine, settings: Settings, *, if_due: bool) -> Plan:
             live.version,
             window=settings.monitor.window,
             classes=manifest.classes,
-            since=due.window_start(request),
+            since=due.fresh_since(engine, name, request, by_hand=not if_due),
         ),
         needed=labels_needed(settings),
         cooldown=settings.retrain.cooldown,

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from perennial import schedule
 from perennial.ledger import EventKind, checks, deployments, events, predictions
 from perennial.ledger.events import Event
-from perennial.ledger.requests import RETRAINS, Trigger, open_request, trigger_of
+from perennial.ledger.requests import COOLS_DOWN_FROM, Trigger, open_request, trigger_of
 from perennial.settings import Settings
 from perennial.settings_sections import RetrainSettings
 
@@ -29,7 +29,7 @@ class Situation:
     is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
     is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
     model whose label was given since `last_started`, the start of the last retrain. `last_retrain`: the last sign of
-    one.
+    one, or of a rollback.
     """
 
     now: datetime
@@ -93,7 +93,7 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
             return Decision(trigger, found.why, asked, left, found.numbers)
     why = "; ".join(f"{one.trigger}: {one.why}" for one in asked if one.trigger is not Trigger.HAND)
     if firing:
-        why = f"the last retrain was less than retrain.cooldown ago: wait {left:.0f} s more; {why}"
+        why = f"the last retrain or rollback was less than retrain.cooldown ago: wait {left:.0f} s more; {why}"
     return Decision(None, why, asked, left, {})
 
 
@@ -108,7 +108,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
     live = deployments.live(engine, name)
     request = open_request(engine, name)
     started = events.last(engine, name, (EventKind.RETRAIN_STARTED,))
-    last = events.last(engine, name, RETRAINS)
+    last = events.last(engine, name, COOLS_DOWN_FROM)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     since = started.at if started is not None else None
     counted = settings.retrain.every_labels > 0
@@ -148,15 +148,24 @@ def is_worth_a_try(engine: sa.Engine, settings: Settings) -> bool:
     if not decide(read(engine, settings), settings.retrain).due:
         return False
     name = settings.name
-    live, start = deployments.live(engine, name), window_start(open_request(engine, name))
+    live, start = deployments.live(engine, name), fresh_since(engine, name, open_request(engine, name), by_hand=False)
     fresh = predictions.count_labelled_captures(engine, [live.version], since=start)
     return fresh >= settings.retrain.min_labels
 
 
-def window_start(request: Event | None) -> datetime | None:
-    """When the window of the check that asked began."""
+def fresh_since(engine: sa.Engine, name: str, request: Event | None, *, by_hand: bool) -> datetime | None:
+    """From when on the live model's captures are fresh: since the window of the check that asked began.
+
+    After a rollback nothing before it is, unless a person asks: on those labels the gate let through what had to be
+    undone, and would let it through again.
+    """
     start = (request.detail.get("window") or {}).get("start") if request else None
-    return datetime.fromisoformat(start) if start else None
+    asked = datetime.fromisoformat(start) if start else None
+    live = deployments.live(engine, name)
+    [went_live] = events.by_id(engine, name, [live.event_id])
+    if by_hand or went_live.kind is not EventKind.ROLLED_BACK:
+        return asked
+    return max(asked, live.at) if asked is not None else live.at
 
 
 def _drift(situation: Situation, settings: RetrainSettings) -> Asked:

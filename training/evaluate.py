@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -14,11 +13,11 @@ from perennial.bundle import ClassMetrics, Estimate
 from perennial.errors import TruncatedImage
 from perennial.graph import Graph, GraphOutput
 from perennial.images import ImageLimits, InputRule, Pixels
+from perennial.intervals import accuracy_interval as accuracy_interval
 from perennial.progress import IMAGES, Progress, Step, silent
 from training.datasets import DEFAULT_LIMITS, Row
 from training.features import BATCH, decode, in_batches
 
-_Z: Final = 1.959963984540054  # the standard normal's 97.5 % point
 _DRAWS: Final = 2000
 _DRAWN_AT_ONCE: Final = 2**22  # numbers: 32 MiB
 _BINS: Final = 15
@@ -78,18 +77,6 @@ def _joined(parts: Sequence[GraphOutput]) -> GraphOutput:
         np.concatenate([part.embedding for part in parts]),
         np.concatenate([part.properties for part in parts]),
     )
-
-
-def accuracy_interval(correct: int, total: int) -> Estimate:
-    """A share with Wilson's 95 % interval (Wilson, 1927). Of nothing it is 0, anywhere in 0..1."""
-    if total == 0:
-        return Estimate(value=0.0, low=0.0, high=1.0)
-    share = correct / total
-    centre = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
-    half = _Z / (1 + _Z**2 / total) * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
-    # Rounding may put the end of the interval a hair inside a share of exactly 0 or 1.
-    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-    return Estimate(value=share, low=low, high=high)
 
 
 def f1_interval(right: int, wrong: int) -> Estimate:

@@ -92,6 +92,7 @@ class _Run:
     champion: Bundle
     lease: Lease
     request: Event | None
+    by_hand: bool
     why: str
     progress: Progress
 
@@ -139,6 +140,7 @@ def retrain(
             champion=fetch_bundle(model.bundle_url, model.digest, storage, settings.cache_path),
             lease=lease,
             request=request,
+            by_hand=not if_due,
             why=reason or decision.why,
             progress=progress,
         )
@@ -158,7 +160,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         manifest.version,
         window=settings.monitor.window,
         classes=manifest.classes,
-        since=due.window_start(run.request),
+        since=due.fresh_since(run.engine, manifest.name, run.request, by_hand=run.by_hand),
     )
     captures = labelled.verified(captures, run.storage, run.limits, run.progress)
     needed = labels_needed(settings)

@@ -1,5 +1,5 @@
 """The system of record: predictions, rejected images, labels, models, deployments, checks, events, leases,
-and how far each webhook was told.
+watches of what went live, and how far each webhook was told.
 
 One module a table. Each function takes the engine that `open_ledger` returns and raises `LedgerUnavailable` when the
 database does not answer.
@@ -14,6 +14,7 @@ from perennial.ledger import (
     models,
     predictions,
     rejected_images,
+    watches,
     webhook_positions,
 )
 from perennial.ledger.connect import open_ledger
@@ -30,5 +31,6 @@ __all__ = [
     "open_ledger",
     "predictions",
     "rejected_images",
+    "watches",
     "webhook_positions",
 ]

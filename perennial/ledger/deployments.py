@@ -14,6 +14,7 @@ from perennial.ledger import events, models
 from perennial.ledger.connect import reading, writing
 from perennial.ledger.events import EventKind
 from perennial.ledger.schema import deployments
+from perennial.ledger.schema import events as event_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,18 @@ def history(engine: sa.Engine, name: str) -> list[Deployment]:
     with reading(engine) as connection:
         query = sa.select(deployments).where(deployments.c.name == name).order_by(deployments.c.id)
         return [Deployment(**row) for row in connection.execute(query).mappings()]
+
+
+def count_rollbacks(engine: sa.Engine, name: str) -> dict[str, int]:
+    """How often each actor went back to an earlier version."""
+    query = (
+        sa.select(deployments.c.actor, sa.func.count())
+        .join(event_rows, event_rows.c.id == deployments.c.event_id)
+        .where(deployments.c.name == name, event_rows.c.kind == str(EventKind.ROLLED_BACK))
+        .group_by(deployments.c.actor)
+    )
+    with reading(engine) as connection:
+        return {actor: int(count) for actor, count in connection.execute(query)}
 
 
 def _last(connection: sa.Connection, name: str) -> Deployment | None:

@@ -26,6 +26,7 @@ class EventKind(StrEnum):
     GATE_REFUSED = "gate_refused"
     DEPLOYED = "deployed"
     ROLLED_BACK = "rolled_back"
+    WATCH_PASSED = "watch_passed"
     SWAP_FAILED = "swap_failed"
 
 

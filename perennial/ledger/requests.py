@@ -11,9 +11,10 @@ from perennial.errors import LeaseLost
 from perennial.ledger import events
 from perennial.ledger.events import Event, EventKind
 
-#: What a retrain writes, from its start to its end.
-RETRAINS: Final = (
+#: What the cooldown counts from: all that a retrain writes, from its start to its end, and a model that was undone.
+COOLS_DOWN_FROM: Final = (
     EventKind.RETRAIN_STARTED, EventKind.GATE_PASSED, EventKind.GATE_REFUSED, EventKind.RETRAIN_FAILED,
+    EventKind.ROLLED_BACK,
 )  # fmt: skip
 _PAGE: Final = 1000
 

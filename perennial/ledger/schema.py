@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Dialect
 
 #: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -171,6 +171,16 @@ leases = sa.Table(
     sa.Column("name", sa.String(200), primary_key=True),
     sa.Column("holder", sa.String(200), nullable=False),
     sa.Column("until", UtcDateTime, nullable=False),
+)
+
+watched_rows = sa.Table(
+    "watched_rows",
+    metadata,
+    sa.Column("deployment_id", _Serial, primary_key=True, autoincrement=False),
+    sa.Column("prediction_id", sa.String(36), primary_key=True),
+    sa.Column("image_digest", sa.String(64), nullable=False),
+    sa.Column("live_answer", sa.Text, nullable=False),
+    sa.Column("before_answer", sa.Text, nullable=False),
 )
 
 webhook_positions = sa.Table(
