@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from benchmarks.loop.streams import Sizes
 from perennial.bundle import DATASET, Bundle, fetch_bundle
 from perennial.graph import FLOAT32, Graph, GraphOutput
 from perennial.ids import new_id
-from perennial.images import ImageLimits, Pixels, prepare
+from perennial.images import ImageLimits, Pixels, prepare, read_header
 from perennial.ledger import EventKind, deployments, events, labels, models, open_ledger, predictions
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
@@ -73,7 +74,11 @@ def settings_of(home: Path, sizes: Sizes) -> Settings:
             "report": "never",
             "workspace": False,
         },
-        retrain={"min_labels": max(1, round(share * plain.retrain.min_labels)), "cooldown": 0.0},
+        retrain={
+            "min_labels": max(1, round(share * plain.retrain.min_labels)),
+            "watch_labels": max(1, round(share * plain.retrain.watch_labels)),
+            "cooldown": 0.0,
+        },
     )
 
 
@@ -82,9 +87,8 @@ class Site:
 
     def __init__(self, home: Path, cache: Path, sizes: Sizes, first: Bundle) -> None:
         self.settings = settings_of(home, sizes)
-        if not (home / "cache").exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            (home / "cache").symlink_to(cache.absolute())  # of an image embedded once nobody pays again
+        # Each arm embeds what it is taught; the original images are embedded already.
+        shutil.copytree(cache / "embeddings", self.settings.cache_path / "embeddings", dirs_exist_ok=True)
         self.engine: sa.Engine = open_ledger(self.settings.ledger_url)
         self.storage = Storage(self.settings.blobs_url)
         self.limits = ImageLimits(self.settings.serve.max_bytes, self.settings.serve.max_pixels)
@@ -140,15 +144,15 @@ class Site:
 
     def _prediction(self, one: Sent, said: str, output: GraphOutput) -> Prediction:
         digest = one.digest
-        prepared = prepare(one.data, self.bundle.manifest.input, self.limits)
+        header = read_header(one.data, self.limits)
         return Prediction(
             id=new_id(), at=datetime.now(UTC), model_version=self.bundle.manifest.version, precision=FLOAT32,
             label=said, confidence=float(output.probabilities[0].max()), probabilities=output.probabilities[0],
-            embedding=output.embedding[0], properties=output.properties[0], width=prepared.width,
-            height=prepared.height, format=prepared.format, mode=prepared.mode, bytes=len(one.data),
+            embedding=output.embedding[0], properties=output.properties[0], width=header.width,
+            height=header.height, format=header.format, mode=header.mode, bytes=len(one.data),
             image_digest=digest,
             # What nobody labels is never trained on, and would only fill the disk.
-            image_url=self.storage.write(capture_key(digest, prepared.format), one.data) if one.labelled else None,
+            image_url=self.storage.write(capture_key(digest, header.format), one.data) if one.labelled else None,
             source=None, latency_ms=1.0,
         )  # fmt: skip
 
