@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 WORKERS ?= 2
 
 .PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
-        bench-drift constraints clean
+        bench-drift bench-loop constraints clean
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
@@ -53,6 +53,9 @@ bench-memory: $(STAMP)  ## memory and seconds of each stage of training on 100,0
 
 bench-drift: $(STAMP)  ## how well drift is told, its cause named and accuracy estimated, beside other methods; digits, and the shared photos
 	$(BIN)/python -m benchmarks.drift
+
+bench-loop: $(STAMP)  ## the whole loop on streams with known changes, beside simpler ways to keep a model fresh; needs the shared images, takes hours
+	$(BIN)/python -m benchmarks.loop
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
 	$(BIN)/python -m benchmarks.resilience
