@@ -64,9 +64,7 @@ def registry(open_engine: Callable[[], sa.Engine], name: str) -> CollectorRegist
     return found
 
 
-def _counters(
-    by_verdict: dict[str, int], by_kind: dict[EventKind, int], by_actor: dict[str, int]
-) -> Iterator[Metric]:
+def _counters(by_verdict: dict[str, int], by_kind: dict[EventKind, int], by_actor: dict[str, int]) -> Iterator[Metric]:
     counted = CounterMetricFamily("perennial_checks", "Checks so far, by verdict.", labels=["verdict"])
     for verdict in Verdict:
         counted.add_metric([str(verdict)], by_verdict.get(str(verdict), 0))

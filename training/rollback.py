@@ -135,7 +135,7 @@ def _answer(run: _Run) -> tuple[list[WatchedRow], tuple[Skipped, ...]]:
     those that could not be read."""
     settings, manifest = run.settings, run.before.manifest
     known = watches.answers(run.engine, run.watch)
-    missing = max(0, settings.retrain.watch_labels - len(known))
+    missing = max(0, settings.retrain.watch_labels - watches.tally(run.engine, run.watch).rows)
     found = watches.unseen(run.engine, run.watch, (1 + _SPARE) * settings.retrain.watch_labels)
     by_image: dict[str, Unseen] = {}
     for row in found:
@@ -159,12 +159,13 @@ def _answer(run: _Run) -> tuple[list[WatchedRow], tuple[Skipped, ...]]:
                     pixels.append(one)
             if good:
                 graph = graph or Graph(run.before.graph, threads=settings.train.threads)
-                places = graph.run(np.stack(pixels)).probabilities.argmax(axis=1)
-                known |= {row.image_digest: manifest.classes[at] for row, at in zip(good, places.tolist(), strict=True)}
+                probabilities = graph.run(np.stack(pixels)).probabilities
+                for row, each in zip(good, probabilities, strict=True):
+                    known[row.image_digest] = manifest.classes[int(each.argmax())], float(each.max())
                 answered += len(good)
             run.progress(Step("asking the model before", answered, total, IMAGES))
     return [
-        WatchedRow(row.prediction_id, row.image_digest, row.answer, known[row.image_digest])
+        WatchedRow(row.prediction_id, row.image_digest, row.answer, row.confidence, *known[row.image_digest])
         for row in found
         if row.image_digest in known
     ], tuple(skipped)
@@ -247,6 +248,8 @@ def _why(found: Tally, numbers: Mapping[str, Any], verdict: Verdict, skipped: Se
         )
         if verdict == "open":
             told += f"; {wanted - found.rows} more will be looked at"
+    if found.labelled > found.rows:
+        told += f"; {found.labelled - found.rows} more do not count, as they were labelled for being unsure"
     if skipped:
         told += f"; {len(skipped)} could not be compared, such as {skipped[0].location}: {skipped[0].reason}"
     if numbers["without_image"]:

@@ -180,7 +180,9 @@ watched_rows = sa.Table(
     sa.Column("prediction_id", sa.String(36), primary_key=True),
     sa.Column("image_digest", sa.String(64), nullable=False),
     sa.Column("live_answer", sa.Text, nullable=False),
+    sa.Column("live_confidence", sa.Float, nullable=False),
     sa.Column("before_answer", sa.Text, nullable=False),
+    sa.Column("before_confidence", sa.Float, nullable=False),
 )
 
 webhook_positions = sa.Table(

@@ -6,6 +6,7 @@ so that a corrected one counts as it is now.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from perennial.comparable import comparable
 from perennial.ids import first_id
 from perennial.intervals import accuracy_interval
 from perennial.ledger import deployments, events
@@ -23,6 +25,8 @@ from perennial.ledger.schema import labels, predictions, watched_rows
 
 #: Who went back, where it was not a person.
 ACTOR: Final = "watch"
+#: So many of the live model's answers say how sure it is.
+_MOST_ANSWERS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +49,27 @@ class Unseen:
     image_digest: str
     image_url: str
     answer: str
+    confidence: float
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedRow:
-    """What both models say to one image."""
+    """What both models say to one image, and how sure they are."""
 
     prediction_id: str
     image_digest: str
     live_answer: str
+    live_confidence: float
     before_answer: str
+    before_confidence: float
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Labelled images that both models have answered: how many, how many each has right, and how many only one has."""
+    """Of `labelled` images that both models have answered, `rows` are those that they can be compared on
+    (`perennial.comparable`): how many of these each has right, and how many only one has."""
 
+    labelled: int = 0
     rows: int = 0
     live: int = 0
     before: int = 0
@@ -107,20 +116,21 @@ def add(connection: sa.Connection, deployment: int, rows: Sequence[WatchedRow]) 
         connection.execute(statement, [{"deployment_id": deployment, **asdict(row)} for row in rows])
 
 
-def answers(engine: sa.Engine, watch: Watch) -> dict[str, str]:
-    """What the model before answers, by the digest of the image."""
-    query = sa.select(watched_rows.c.image_digest, watched_rows.c.before_answer).where(
-        watched_rows.c.deployment_id == watch.deployment
-    )
+def answers(engine: sa.Engine, watch: Watch) -> dict[str, tuple[str, float]]:
+    """What the model before answers and how sure it is, by the digest of the image."""
+    query = sa.select(
+        watched_rows.c.image_digest, watched_rows.c.before_answer, watched_rows.c.before_confidence
+    ).where(watched_rows.c.deployment_id == watch.deployment)
     with reading(engine) as connection:
-        return {row.image_digest: row.before_answer for row in connection.execute(query)}
+        return {digest: (answer, confidence) for digest, answer, confidence in connection.execute(query)}
 
 
 def unseen(engine: sa.Engine, watch: Watch, limit: int) -> list[Unseen]:
     """Labelled captures that the model before has not answered yet, those labelled first before the others."""
-    given = _given_since(watch)
+    given, row = _given_since(watch), predictions.c
+    columns = (row.id, row.image_digest, row.image_url, row.label, row.confidence)
     query = (
-        sa.select(predictions.c.id, predictions.c.image_digest, predictions.c.image_url, predictions.c.label)
+        sa.select(*columns)
         .select_from(given.join(predictions, predictions.c.id == given.c.prediction_id))
         .where(*_new_ones_of(watch), predictions.c.image_url.is_not(None))
         .order_by(given.c.newest)
@@ -146,24 +156,38 @@ def count_without_image(engine: sa.Engine, watch: Watch) -> int:
 def tally(engine: sa.Engine, watch: Watch, new: Sequence[WatchedRow] = ()) -> Tally:
     """How both models do by now, with `new` rows that are not kept yet. An image counts once, with the label that it
     was given last."""
-    query = sa.select(watched_rows).where(watched_rows.c.deployment_id == watch.deployment)
+    columns = [watched_rows.c[name] for name in WatchedRow.__dataclass_fields__]
+    confidence = sa.select(predictions.c.confidence).where(
+        predictions.c.model_version == watch.version, predictions.c.id >= first_id(watch.since)
+    )
     with reading(engine) as connection:
-        kept = [
-            WatchedRow(row.prediction_id, row.image_digest, row.live_answer, row.before_answer)
-            for row in connection.execute(query)
-        ]
-    rows = [*kept, *new]
+        kept = connection.execute(sa.select(*columns).where(watched_rows.c.deployment_id == watch.deployment))
+        rows = [*(WatchedRow(*row) for row in kept), *new]
+        newest = confidence.order_by(predictions.c.id.desc()).limit(_MOST_ANSWERS)
+        answered = connection.execute(newest).scalars().all() if rows else ()
     last = _last_labels(engine, [row.prediction_id for row in rows])
     by_image = {row.image_digest: row for row in sorted(rows, key=lambda row: last[row.prediction_id][0])}
-    labelled = [(row, last[row.prediction_id][1]) for row in by_image.values()]
-    right = [(row.live_answer == label, row.before_answer == label) for row, label in labelled]
+    fair = comparable(
+        answered,
+        [row.live_confidence for row in by_image.values()],
+        [row.before_confidence for row in by_image.values()],
+        [_draw(watch, digest) for digest in by_image],
+    )
+    counted = [(row, last[row.prediction_id][1]) for row, counts in zip(by_image.values(), fair, strict=True) if counts]
+    right = [(row.live_answer == label, row.before_answer == label) for row, label in counted]
     return Tally(
+        labelled=len(by_image),
         rows=len(right),
         live=sum(live for live, _ in right),
         before=sum(before for _, before in right),
         only_live=sum(live and not before for live, before in right),
         only_before=sum(before and not live for live, before in right),
     )
+
+
+def _draw(watch: Watch, digest: str) -> float:
+    """A number from 0 to 1, of an image in a watch always the same one."""
+    return int.from_bytes(hashlib.sha256(f"{watch.deployment}:{digest}".encode()).digest()[:8]) / 2**64
 
 
 def _given_since(watch: Watch) -> sa.Subquery:

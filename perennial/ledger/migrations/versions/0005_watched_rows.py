@@ -18,6 +18,8 @@ def upgrade() -> None:
         sa.Column("prediction_id", sa.String(length=36), nullable=False),
         sa.Column("image_digest", sa.String(length=64), nullable=False),
         sa.Column("live_answer", sa.Text(), nullable=False),
+        sa.Column("live_confidence", sa.Float(), nullable=False),
         sa.Column("before_answer", sa.Text(), nullable=False),
+        sa.Column("before_confidence", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("deployment_id", "prediction_id", name=op.f("pk_watched_rows")),
     )
