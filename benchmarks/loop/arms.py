@@ -15,7 +15,7 @@ from benchmarks.loop.site import NAME, Site
 from monitoring.check import Check, run_check
 from monitoring.verdict import CALM
 from perennial.bundle import WEIGHTS, Bundle, Pretrained
-from perennial.ledger import EventKind, deployments, events, models, predictions, watches
+from perennial.ledger import EventKind, deployments, events, new_classes, watches
 from training import captures as labelled
 from training import due
 from training.captures import Captures
@@ -31,6 +31,7 @@ NEVER, EVERY, FIRES, WARM, PERENNIAL = (
     "never", "every window", "every alarm", "warm start", "Perennial",
 )  # fmt: skip
 _EVERYTHING: Final = 1_000_000  # labels; that is, all
+_LEAST: Final = 10  # labels of a new class that `every window` learns: with fewer there may be none to train on
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,10 @@ def every_window(site: Site) -> Asked:
     """What `perennial train` makes of the original images and of every label so far, live at once."""
     with site.clock.of("training"):
         manifest = site.bundle.manifest
-        versions = [model.version for model in models.all_of(site.engine, NAME)]
-        given = {
-            row.true_label for row in predictions.labelled_captures(site.engine, versions)
-            if row.true_label is not None
-        }  # fmt: skip
+        new = new_classes.find(site.engine, NAME, manifest.classes, _LEAST)
         found = labelled.find(
-            site.engine, NAME, manifest.version, window=_EVERYTHING, classes={*manifest.classes, *given}
-        )
+            site.engine, NAME, manifest.version, window=_EVERYTHING, classes=manifest.classes, new=new
+        )  # fmt: skip
         found = labelled.verified(found, site.storage, site.limits)
         train = site.settings.train
         original = load(
@@ -82,19 +79,15 @@ def every_window(site: Site) -> Asked:
 
 
 def _together(original: LabelledImages, found: Captures, *, validation: float, test: float) -> LabelledImages:
-    """Labelled captures as if they lay in the folder; only classes with enough of them to be split are learnt."""
+    """Labelled captures as if they lay in the folder of the original images."""
     rows = list(original.rows)
-    counted: dict[str, int] = {}
-    for capture in (*found.fresh, *found.older):
-        counted[capture.label] = counted.get(capture.label, 0) + 1
-    classes = {*original.classes, *(label for label, count in counted.items() if count >= 10)}
     for capture in (*found.fresh, *found.older):
         place = int(sha256(capture.digest.encode()).hexdigest()[:8], 16) / 2**32
         split: Split = "test" if place < test else "validation" if place < test + validation else "train"
-        if capture.label in classes:
-            rows.append(
-                Row(capture.url, capture.label, capture.digest, split, 1.0, "capture", split != "train", capture.header)
-            )
+        rows.append(
+            Row(capture.url, capture.label, capture.digest, split, 1.0, "capture", split != "train", capture.header)
+        )
+    classes = {*original.classes, *(row.label for row in rows)}
     return replace(original, classes=tuple(sorted(classes)), rows=tuple(sorted(rows, key=lambda row: row.digest)))
 
 

@@ -77,6 +77,7 @@ def settings_of(home: Path, sizes: Sizes) -> Settings:
         retrain={
             "min_labels": max(1, round(share * plain.retrain.min_labels)),
             "watch_labels": max(1, round(share * plain.retrain.watch_labels)),
+            "new_class_labels": max(1, round(share * plain.retrain.new_class_labels)),
             "cooldown": 0.0,
         },
     )
@@ -125,7 +126,7 @@ class Site:
             right += said == one.label
             rows.append(self._prediction(one, said, output))
             if one.labelled:
-                told.append(Feedback(rows[-1].id, one.label))
+                told.append(Feedback(rows[-1].id, one.label, known=one.label in classes))
         predictions.record(self.engine, rows)
         labels.add(self.engine, told)
         return right / len(sent)
