@@ -17,7 +17,21 @@ from benchmarks.loop.images import Domain, taken
 from benchmarks.loop.play import Played, Window
 from benchmarks.loop.repeated import Repeated
 from benchmarks.loop.streams import (
-    ARRIVING, CLASSES, NEW, PAIR, PHOTO, QUIET, RAMP, SKETCH, SOFT, STREAMS, SUDDEN, SWAPPED, Sizes, Traffic, stream,
+    ARRIVING,
+    CLASSES,
+    NEW,
+    PAIR,
+    PHOTO,
+    QUIET,
+    RAMP,
+    SKETCH,
+    SOFT,
+    STREAMS,
+    SUDDEN,
+    SWAPPED,
+    Sizes,
+    Traffic,
+    stream,
 )  # fmt: skip
 from benchmarks.loop.summary import summary
 from benchmarks.transfer import hardware
