@@ -21,7 +21,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -42,8 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _arguments(arguments)
     began = time.monotonic()
     sizes = Sizes(chosen.windows, chosen.quiet, chosen.window, chosen.labelled, chosen.train)
-    weights = chosen.weights or str((chosen.test_data / "weights" / "mobilenet_v2_imagenet.pth").absolute())
-    network = Network(chosen.backbone, weights, chosen.image_size)
 
     def say(line: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
@@ -58,22 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in chosen.streams:
                 arms = [REPEATED] if name == REPEATED else chosen.arms
                 missing = [arm for arm in arms if not _done(folder, name, seed, arm).exists()]
-                if name == REPEATED and missing:
-                    rows = repeated.play(
-                        chosen.test_data, network, sizes, seed=seed, folder=folder / "homes", say=say
-                    )  # fmt: skip
-                    _keep(_done(folder, name, seed, REPEATED), {"repeated": rows})
-                elif missing:
-                    every = min(_SAMPLED, sizes.quiet) if name == QUIET else 1
-                    found, each = play(
-                        stream(name, sizes), missing, chosen.test_data, network, sizes, seed=seed,
-                        folder=folder / "homes", every=every, say=say,
-                    )  # fmt: skip
-                    for arm in missing:
-                        mine = {"played": [row for row in found if row.arm == arm]}
-                        _keep(
-                            _done(folder, name, seed, arm), {**mine, "windows": [row for row in each if row.arm == arm]}
-                        )
+                if missing:
+                    _play(chosen, name, seed, missing, sizes, folder, say)
                 for arm in arms:
                     kept = json.loads(_done(folder, name, seed, arm).read_text("utf-8"))
                     played += [Played(**row) for row in kept.get("played", ())]
@@ -89,12 +73,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plot.draw(windows, {name: stream(name, sizes) for name in STREAMS}, chosen.plots / "loop.svg")
 
 
+def _play(
+    chosen: argparse.Namespace, name: str, seed: int, arms: Sequence[str], sizes: Sizes, folder: Path,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Send a stream to these arms, and keep what each came to."""
+    weights = chosen.weights or str((chosen.test_data / "weights" / "mobilenet_v2_imagenet.pth").absolute())
+    network = Network(chosen.backbone, weights, chosen.image_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="homes-") as homes:
+        if name == REPEATED:
+            rows = repeated.play(chosen.test_data, network, sizes, seed=seed, folder=Path(homes), say=say)
+            _keep(_done(folder, name, seed, REPEATED), {"repeated": rows})
+            return
+        played, windows = play(
+            stream(name, sizes), arms, chosen.test_data, network, sizes, seed=seed, folder=Path(homes),
+            every=min(_SAMPLED, sizes.quiet) if name == QUIET else 1, say=say,
+        )  # fmt: skip
+    for arm in arms:
+        mine = {"played": [row for row in played if row.arm == arm]}
+        _keep(_done(folder, name, seed, arm), mine | {"windows": [row for row in windows if row.arm == arm]})
+
+
 def _done(folder: Path, name: str, seed: int, arm: str) -> Path:
     """Where what one arm came to on one stream is kept."""
     return folder / "done" / f"{name}-{seed}-{arm}.json".replace(" ", "-")
 
 
-def _keep(path: Path, found: dict[str, list[Any]]) -> None:
+def _keep(path: Path, found: Mapping[str, Sequence[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps({what: [asdict(row) for row in rows] for what, rows in found.items()}), "utf-8")

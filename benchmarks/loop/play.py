@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +99,7 @@ def play(
 
     Args:
         every: `every window` does so after one window in so many.
-        folder: for the homes; they are deleted at the end.
+        folder: for the homes.
     """
     traffic = Traffic(data, sizes, seed)
     first = first_model(traffic, stream.moments[0].classes, network, folder / "first", seed)
@@ -129,7 +128,6 @@ def play(
     played = [_played(stream, seed, arm, site, found, sizes, every) for arm, site in sites.items()]
     for site in sites.values():
         site.close()
-    shutil.rmtree(folder)
     return played, found
 
 

@@ -3,7 +3,6 @@ that starts from the last model's weights? Both learn from the same rows, in the
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +90,6 @@ def play(
             say(f"repeated: {found[-1]}")
     for site in sites.values():
         site.close()
-    shutil.rmtree(folder)
     return found
 
 
