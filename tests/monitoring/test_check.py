@@ -421,8 +421,10 @@ def test_errors_that_rise_over_windows_are_told(sqlite: sa.Engine, watched_setti
     model.record(right, labels=[str(guess) for guess in right.predicted])
     wrong = model.world.scores(model.world.traffic[:300])
     model.record(wrong, labels=["0" if guess != "0" else "1" for guess in wrong.predicted])
-    rise = run_check(sqlite, watched_settings).accuracy.errors_rose
+    check = run_check(sqlite, watched_settings)
+    rise = check.accuracy.errors_rose
     assert rise is not None
+    assert "of the labelled answers" in check.retrain.why
     assert (rise.before, rise.after) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.1))
     assert rise.since == pytest.approx(300, abs=64)
 
