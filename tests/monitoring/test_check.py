@@ -84,7 +84,7 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
     ledger.events.add(engine, "digits", EventKind.RETRAIN_STARTED, {})
     check = run_check(engine, watched_settings)
     assert not check.retrain.due
-    assert "the last retrain was" in check.retrain.why
+    assert "the last retrain or rollback was" in check.retrain.why
 
     model.send(seed=4)
     assert run_check(engine, watched_settings).verdict == "ok"
