@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 WORKERS ?= 3
 
 .PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
-        bench-drift bench-retrain constraints clean
+        bench-drift bench-retrain bench-loop constraints clean
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
@@ -57,6 +57,9 @@ bench-drift: $(STAMP)  ## how well drift is told, its cause named and accuracy e
 
 bench-retrain: $(STAMP)  ## what a retrain costs, and the service beside it; needs wrk and the shared images
 	$(BIN)/python -m benchmarks.retraining
+
+bench-loop: $(STAMP)  ## the whole loop on streams with known changes, beside simpler ways to keep a model fresh; needs the shared images, takes hours
+	$(BIN)/python -m benchmarks.loop
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
 	$(BIN)/python -m benchmarks.resilience

@@ -140,6 +140,7 @@ def _decision(
         alpha=settings.monitor.alpha,
         captures=0,
         seconds_since_retrain=(datetime.now(UTC) - last.at).total_seconds() if last is not None else None,
+        errors_rose=accuracy.errors_rose,
     )
     if is_lost(situation, settings.retrain):  # counting takes the longer the more labels there are
         captures = ledger.predictions.count_labelled_captures(engine, [version], new=window.new_classes)

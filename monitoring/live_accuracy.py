@@ -24,8 +24,8 @@ class Accuracies:
     """`labels` is None where there are fewer than `monitor.min_labels`; `labelled` is how many there are.
     `reference` is the accuracy on the reference's held-out rows. `past_estimates` says how far estimates were off where
     labels came later. `errors_rose` says that the stream of labelled answers, over all windows, is under a rise of
-    errors; it is no part of the verdict. The rest is `monitoring.estimate.Estimate`: `estimated` is None where
-    `withheld` says why."""
+    errors; it is no part of the verdict, but accuracy counts as lost by it too (`monitoring.policy`). The rest is
+    `monitoring.estimate.Estimate`: `estimated` is None where `withheld` says why."""
 
     labels: Accuracy | None
     labelled: int

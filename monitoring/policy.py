@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from monitoring.accuracy import Accuracy
+from monitoring.error_stream import Rise
 from monitoring.verdict import CALM, Verdict
 from perennial.settings_sections import RetrainSettings
 
@@ -22,7 +23,8 @@ class Situation:
     `labelled` is None where there are fewer labels than `monitor.min_labels`; `loss_p_value` is the one-sided test
     that the labelled accuracy is below the reference's, `alpha` what counts as beyond chance. `captures` is how many
     labelled images are at hand to train on; `seconds_since_retrain`, or since a rollback, is None where there was none.
-    `withheld` says why there is no estimate.
+    `withheld` says why there is no estimate; `errors_rose` that the version's labelled answers, over all windows, are
+    under a rise of errors.
     """
 
     verdict: Verdict
@@ -34,14 +36,28 @@ class Situation:
     alpha: float
     captures: int
     seconds_since_retrain: float | None
+    errors_rose: Rise | None = None
 
 
 def is_lost(situation: Situation, settings: RetrainSettings) -> bool:
-    """Is accuracy by labels lower than the reference's, by enough and not by chance? Only then do captures matter."""
+    """Is accuracy by labels lower than it was, by enough and not by chance? Only then do captures matter.
+
+    Than the reference's, or than the version's own labelled answers before: a reference of a few dozen held-out rows
+    can show little, where hundreds of labels have shown how good the model was.
+    """
     reference, labelled = situation.reference, situation.labelled
     if reference is None or labelled is None:
         return False
-    return reference.value - labelled.value >= settings.accuracy_drop and situation.loss_p_value <= situation.alpha
+    dropped = reference.value - labelled.value >= settings.accuracy_drop
+    return (dropped and situation.loss_p_value <= situation.alpha) or _rose(situation, settings)
+
+
+def _rose(situation: Situation, settings: RetrainSettings) -> bool:
+    """Do the version's own answers err more than they did, and does the window say so too?"""
+    rise, labelled = situation.errors_rose, situation.labelled
+    if rise is None or labelled is None:
+        return False
+    return min(rise.after, 1.0 - labelled.value) - rise.before >= settings.accuracy_drop
 
 
 def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
@@ -55,6 +71,9 @@ def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
         return _without_labels(situation, reference, settings)
 
     change = f"accuracy {reference.value:.3f} -> {labelled.value:.3f} on {labelled.rows} labels"
+    rise = situation.errors_rose
+    if rise is not None and _rose(situation, settings):
+        change += f", errors {rise.before:.1%} -> {rise.after:.1%} of the labelled answers"
     if not is_lost(situation, settings):
         small = reference.value - labelled.value < settings.accuracy_drop
         chance = "less than retrain.accuracy_drop" if small else "could be chance"

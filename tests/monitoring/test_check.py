@@ -84,7 +84,7 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
     ledger.events.add(engine, "digits", EventKind.RETRAIN_STARTED, {})
     check = run_check(engine, watched_settings)
     assert not check.retrain.due
-    assert "the last retrain was" in check.retrain.why
+    assert "the last retrain or rollback was" in check.retrain.why
 
     model.send(seed=4)
     assert run_check(engine, watched_settings).verdict == "ok"
@@ -444,8 +444,10 @@ def test_errors_that_rise_over_windows_are_told(sqlite: sa.Engine, watched_setti
     model.record(right, labels=[str(guess) for guess in right.predicted])
     wrong = model.world.scores(model.world.traffic[:300])
     model.record(wrong, labels=["0" if guess != "0" else "1" for guess in wrong.predicted])
-    rise = run_check(sqlite, watched_settings).accuracy.errors_rose
+    check = run_check(sqlite, watched_settings)
+    rise = check.accuracy.errors_rose
     assert rise is not None
+    assert "of the labelled answers" in check.retrain.why
     assert (rise.before, rise.after) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.1))
     assert rise.since == pytest.approx(300, abs=64)
 

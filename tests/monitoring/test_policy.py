@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from monitoring.accuracy import Accuracy
+from monitoring.error_stream import Rise
 from monitoring.policy import Situation, decide
 from monitoring.verdict import Verdict
 from perennial.settings_sections import RetrainSettings
@@ -39,6 +40,30 @@ CASES: list[tuple[str, dict[str, Any], bool, str]] = [
     ("accuracy lost behind a dark lens", {**LOST, "verdict": Verdict.SENSOR_SHIFT}, True, "0.700"),
     ("accuracy lost, no input moved", LOST, True, "0.700"),
     ("a loss that could be chance", {**LOST, "loss_p_value": 0.01}, False, "could be chance"),
+    (
+        "a loss that could be chance beside the reference, but not beside the answers before",
+        {**LOST, "loss_p_value": 0.01, "errors_rose": Rise(300, 60, 0.04, 0.31)},
+        True,
+        "0.950 -> 0.700 on 300 labels, errors 4.0% -> 31.0% of the labelled answers; 300 labelled images",
+    ),
+    (
+        "errors rose, but too few labelled images are at hand",
+        {**LOST, "loss_p_value": 0.01, "errors_rose": Rise(300, 60, 0.04, 0.31), "captures": 40},
+        False,
+        "label 60 more",
+    ),
+    (
+        "errors rose by too little to act on",
+        {**LOST, "loss_p_value": 0.01, "errors_rose": Rise(300, 60, 0.27, 0.31)},
+        False,
+        "could be chance",
+    ),
+    (
+        "errors rose some time ago, but no longer in this window",
+        {**LOST, "labelled": at(0.95), "errors_rose": Rise(300, 60, 0.04, 0.31)},
+        False,
+        "less than retrain.accuracy_drop",
+    ),
     (
         "a loss too small to act on",
         {**LOST, "labelled": at(0.91), "verdict": Verdict.SENSOR_SHIFT},

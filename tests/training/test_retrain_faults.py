@@ -37,7 +37,8 @@ class Disk:
     place: Path
 
     def make_room(self) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={64 * MEGABYTE}", str(self.place)], check=True)
+        size = shutil.disk_usage(self.place).total + 64 * MEGABYTE
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.place)], check=True)
 
 
 @pytest.fixture
