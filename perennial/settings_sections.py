@@ -334,6 +334,11 @@ class RetrainSettings(Section):
     every_labels: int = Field(
         0, ge=0, description="Retrain when the live model has so many labels more than at the last retrain; 0 is never."
     )
+    until_recovered: bool = Field(
+        True,
+        description="After a retrain that has not won back the accuracy that was lost, retrain again each time the "
+        "labels have doubled.",
+    )
     new_class_labels: int = Field(
         20,
         ge=0,

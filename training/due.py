@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial import schedule
+from perennial.bundle import Estimate
 from perennial.ledger import EventKind, checks, deployments, events, models, new_classes, predictions, rollouts
 from perennial.ledger.events import Event
 from perennial.ledger.new_classes import NewLabels
@@ -29,8 +30,10 @@ class Situation:
     `open_trigger` is None where no request is open; `open_why` is what it says. `by_hand`: a person asks now. `check`
     is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
     is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
-    model whose label was given since `last_started`, the start of the last retrain. `last_retrain`: the last sign of
-    one, or of a rollback. `rolling_out`: the challenger that goes live in stages now.
+    model whose label was given since `last_started`, the start of the last retrain, which had `learnt_labels`.
+    `accuracy`: the live model's by labels, in the latest check; `accuracy_before`: the highest that a model it descends
+    from had on its held-out images. `last_retrain`: the last sign of one, or of a rollback. `rolling_out`: the
+    challenger that goes live in stages now.
     """
 
     now: datetime
@@ -40,6 +43,9 @@ class Situation:
     check: str = ""
     schedule_since: datetime | None = None
     new_labels: int = 0
+    learnt_labels: int = 0
+    accuracy: Estimate | None = None
+    accuracy_before: float | None = None
     last_started: datetime | None = None
     last_retrain: datetime | None = None
     rolling_out: str | None = None
@@ -82,7 +88,7 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
     asked = (
         _drift(situation, settings),
         _scheduled(situation, settings.schedule),
-        _labels(situation, settings.every_labels),
+        _labels(situation, settings),
         Asked(Trigger.HAND, situation.by_hand, "asked for by hand" if situation.by_hand else "nobody asks by hand"),
     )
     firing = {one.trigger: one for one in asked if one.fires}
@@ -117,8 +123,9 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
     last = events.last(engine, name, COOLS_DOWN_FROM)
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     since = started.at if started is not None else None
+    before = _accuracy_before(engine, name, live.version) if settings.retrain.until_recovered else None
     new_labels = 0
-    if settings.retrain.every_labels > 0:
+    if settings.retrain.every_labels > 0 or before is not None:
         new = new_labels_of(engine, settings, live.version).classes
         new_labels = predictions.count_labelled_captures(engine, [live.version], labelled_since=since, new=new)
     beside = rollouts.running(engine, name)
@@ -130,6 +137,9 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
         check=str((check.detail.get("retrain") or {}).get("why", "")) if check is not None else "",
         schedule_since=_schedule_since(engine, settings, since),
         new_labels=new_labels,
+        learnt_labels=sum(started.detail.get(key, 0) for key in ("labels", "older_labels")) if started else 0,
+        accuracy=_accuracy(check.detail) if check is not None else None,
+        accuracy_before=before,
         last_started=since,
         last_retrain=last.at if last is not None else None,
         rolling_out=beside.challenger if beside is not None else None,
@@ -212,17 +222,51 @@ def _scheduled(situation: Situation, expression: str) -> Asked:
     return Asked(trigger, True, why, {"schedule": expression, "scheduled": due.isoformat()})
 
 
-def _labels(situation: Situation, every: int) -> Asked:
-    trigger, found, since = Trigger.LABELS, situation.new_labels, situation.last_started
+def _labels(situation: Situation, settings: RetrainSettings) -> Asked:
+    trigger, every, since = Trigger.LABELS, settings.every_labels, situation.last_started
     if situation.open_trigger is trigger:
         return Asked(trigger, True, situation.open_why)
+    found = f"{situation.new_labels} new labels" + (
+        f" since the last retrain ({since:%Y-%m-%d %H:%M} UTC)" if since else ""
+    )
+    numbers = {"labels": situation.new_labels, "every_labels": every, "since": since.isoformat() if since else None}
+    if every and situation.new_labels >= every:
+        return Asked(trigger, True, f"{found}: retrain.every_labels is {every}", numbers)
+    loss = _unrecovered(situation, settings)
+    if loss:
+        had = situation.learnt_labels
+        if situation.new_labels >= had:
+            return Asked(trigger, True, f"{found}, as many as it had: {loss}", {**numbers, "learnt_labels": had})
+        return Asked(trigger, False, f"{loss}; it had {had} labels, {found}", numbers)
     if not every:
         return Asked(trigger, False, "retrain.every_labels is 0")
-    why = f"{found} new labels" + (f" since the last retrain ({since:%Y-%m-%d %H:%M} UTC)" if since else "")
-    numbers = {"labels": found, "every_labels": every, "since": since.isoformat() if since else None}
-    if found < every:
-        return Asked(trigger, False, f"{why}: {every - found} fewer than retrain.every_labels", numbers)
-    return Asked(trigger, True, f"{why}: retrain.every_labels is {every}", numbers)
+    return Asked(trigger, False, f"{found}: {every - situation.new_labels} fewer than retrain.every_labels", numbers)
+
+
+def _unrecovered(situation: Situation, settings: RetrainSettings) -> str:
+    """What a retrain on few labels has not won back; empty if nothing.
+
+    What labels are worth falls off as a power of their number (Hestness et al., 2017), so that it is tried again each
+    time they have doubled: a handful of retrains, however many labels there come to be.
+    """
+    now, before = situation.accuracy, situation.accuracy_before
+    if not settings.until_recovered or now is None or before is None or not situation.learnt_labels:
+        return ""
+    if before - now.value < settings.accuracy_drop or now.high >= before:
+        return ""
+    return f"the last retrain has not won back all that was lost, {now.value:.3f} of {before:.3f} by labels"
+
+
+def _accuracy(check: Mapping[str, Any]) -> Estimate | None:
+    found = (check.get("accuracy") or {}).get("labels")
+    return Estimate(value=found["value"], low=found["low"], high=found["high"]) if found else None
+
+
+def _accuracy_before(engine: sa.Engine, name: str, version: str) -> float | None:
+    """None where the model descends from no other."""
+    _, *before = models.lineage(engine, name, version)
+    found = [models.get(engine, name, each).manifest.metrics.get("accuracy") for each in before]
+    return max((one.value for one in found if one is not None), default=None)
 
 
 def _cooldown_left(situation: Situation, cooldown: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from perennial.bundle import Estimate
 from perennial.ledger.requests import Trigger
 from perennial.settings_sections import RetrainSettings
 from training.due import Situation, decide
@@ -15,6 +16,13 @@ NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
 HOUR = timedelta(hours=1)
 NIGHTLY: dict[str, Any] = {"schedule": "0 3 * * *"}
 EVERY_100: dict[str, Any] = {"every_labels": 100}
+#: A retrain on 45 labels came to .61, where the model before drift had .97.
+LOST: dict[str, Any] = {
+    "accuracy": Estimate(value=0.61, low=0.55, high=0.68),
+    "accuracy_before": 0.97,
+    "learnt_labels": 45,
+    "last_started": NOW - 48 * HOUR,
+}
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], Trigger | None, str]] = [
     ("nothing is set and nobody asks", {}, {}, None, "retrain.schedule is not set; labels: retrain.every_labels is 0"),
@@ -98,6 +106,49 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Trigger | None, str]] = [
         EVERY_100,
         Trigger.LABELS,
         "100 new labels",
+    ),
+    (
+        "not all was won back, and the labels have doubled",
+        {**LOST, "new_labels": 45},
+        {},
+        Trigger.LABELS,
+        "45 new labels since the last retrain (2026-03-02 12:00 UTC), as many as it had: the last retrain has not won "
+        "back all that was lost, 0.610 of 0.970 by labels",
+    ),
+    (
+        "not all was won back, but the labels have not doubled",
+        {**LOST, "new_labels": 44},
+        {},
+        None,
+        "0.610 of 0.970 by labels; it had 45 labels, 44 new labels",
+    ),
+    (
+        "nor is it asked for where that is switched off",
+        {**LOST, "new_labels": 45},
+        {"until_recovered": False},
+        None,
+        "retrain.every_labels is 0",
+    ),
+    (
+        "nearly all was won back",
+        {**LOST, "new_labels": 500, "accuracy": Estimate(value=0.94, low=0.92, high=0.955)},
+        {},
+        None,
+        "retrain.every_labels is 0",
+    ),
+    (
+        "what is missing could be chance",
+        {**LOST, "new_labels": 500, "accuracy": Estimate(value=0.9, low=0.7, high=0.98)},
+        {},
+        None,
+        "retrain.every_labels is 0",
+    ),
+    (
+        "a model that no retrain made has nothing to win back",
+        {**LOST, "new_labels": 500, "accuracy_before": None},
+        {},
+        None,
+        "retrain.every_labels is 0",
     ),
     (
         "schedule and labels at once are one retrain",
