@@ -37,7 +37,6 @@ MOST_LOSS: Final = 0.005
 
 #: NNCF's own default; its statistics hardly change with more.
 CALIBRATION_IMAGES: Final = 300
-_TIMED_SECONDS: Final = 0.1  # a precision
 _TIMED_RUNS: Final = 5  # at least
 _UNDISTURBED: Final = 0.1
 
@@ -125,7 +124,7 @@ def certificates(
     return found
 
 
-def measure_speeds(graphs: Mapping[str, Graph]) -> dict[str, float]:
+def measure_speeds(graphs: Mapping[str, Graph], seconds_each: float = 0.1) -> dict[str, float]:
     """Images per second of each graph: one thread, one image at a time. The graphs take turns, and the fastest tenth of
     the runs counts: on a machine that also serves, medians order the precisions by chance."""
     random = np.random.default_rng(0)
@@ -135,7 +134,7 @@ def measure_speeds(graphs: Mapping[str, Graph]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for name, graph in graphs.items():
         graph.run(pixels[name])  # the first run of a thread allocates
-    until = time.perf_counter() + _TIMED_SECONDS * len(graphs)
+    until = time.perf_counter() + seconds_each * len(graphs)
     while time.perf_counter() < until or any(len(each) < _TIMED_RUNS for each in seconds.values()):
         for name, graph in graphs.items():
             began = time.perf_counter()
