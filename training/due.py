@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -21,6 +21,10 @@ from perennial.ledger.new_classes import NewLabels
 from perennial.ledger.requests import COOLS_DOWN_FROM, Trigger, open_request, trigger_of
 from perennial.settings import Settings
 from perennial.settings_sections import RetrainSettings
+
+#: Verdicts of checks that say of no change.
+_CALM: Final = ("ok", "insufficient_data")
+_WINDOWS: Final = 100  # of a drift that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,18 +187,34 @@ def new_labels_of(engine: sa.Engine, settings: Settings, version: str) -> NewLab
 
 
 def fresh_since(engine: sa.Engine, name: str, request: Event | None, *, by_hand: bool) -> datetime | None:
-    """From when on the live model's captures are fresh: since the window of the check that asked began.
+    """From when on the live model's captures are fresh: since the drift began that called for a retrain, or else since
+    the window of the check that asked.
 
     After a rollback nothing before it is, unless a person asks: on those labels the gate let through what had to be
     undone, and would let it through again.
     """
-    start = (request.detail.get("window") or {}).get("start") if request else None
-    asked = datetime.fromisoformat(start) if start else None
     live = deployments.live(engine, name)
+    asked = _drift_began(engine, name, live.version, request) if request else None
     [went_live] = events.by_id(engine, name, [live.event_id])
     if by_hand or went_live.kind is not EventKind.ROLLED_BACK:
         return asked
     return max(asked, live.at) if asked is not None else live.at
+
+
+def _drift_began(engine: sa.Engine, name: str, version: str, request: Event) -> datetime | None:
+    """When the first window began of those that alarmed one after the other, up to the one that asked.
+
+    So a gate that could not decide has the more to judge on the longer the drift lasts.
+    """
+    start = (request.detail.get("window") or {}).get("start")
+    if not start:
+        return None
+    began = datetime.fromisoformat(start)
+    for check in checks.latest(engine, name, _WINDOWS, model_version=version):
+        if check.verdict in _CALM:
+            break
+        began = min(began, datetime.fromisoformat(check.window["start"]))
+    return began
 
 
 def _drift(situation: Situation, settings: RetrainSettings) -> Asked:

@@ -113,26 +113,26 @@ def test_it_runs_and_goes_on_where_it_was_ended(
 ) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
     asked = [
-        "--streams", SWAPPED, "--windows", "2", "--window", "20", "--train", "70", "--image-size", "32",
+        "--streams", SWAPPED, "--windows", "1", "--window", "20", "--train", "70", "--image-size", "32",
         "--backbone", "mobilenet_v3_small", "--weights", "builtin", "--test-data", str(drawn),
         "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--plots", str(tmp_path),
     ]  # fmt: skip
     main([*asked, "--arms", "never,every window,Perennial"])
-    assert "window 2 of 2: never" in capsys.readouterr().out
+    assert "window 1 of 1: never" in capsys.readouterr().out
     main([*asked, "--arms", "never,every window,Perennial"])
     assert "window" not in capsys.readouterr().out.split(f"{SWAPPED}:")[0]  # nothing is sent again
     with (tmp_path / f"loop-{hardware()}.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["never", "every window", "Perennial"]
-    assert [rows[arm]["retrains"] for arm in rows] == ["0", "2", "0"]
-    assert [rows[arm]["deployments"] for arm in rows] == ["0", "2", "0"]
-    assert [rows[arm]["labels_used"] for arm in rows] == ["0", "12", "0"]  # six of a window's twenty images
+    assert [rows[arm]["retrains"] for arm in rows] == ["0", "1", "0"]
+    assert [rows[arm]["deployments"] for arm in rows] == ["0", "1", "0"]
+    assert [rows[arm]["labels_used"] for arm in rows] == ["0", "6", "0"]  # six of a window's twenty images
     assert float(rows["never"]["compute_seconds"]) == 0 < float(rows["Perennial"]["check_seconds"])
     assert float(rows["every window"]["training_seconds"]) == float(rows["every window"]["compute_seconds"]) > 0
     assert rows["never"]["mean_accuracy"] == rows["Perennial"]["mean_accuracy"]
     with (tmp_path / f"loop-windows-{hardware()}.csv").open(encoding="utf-8", newline="") as file:
         windows = list(csv.DictReader(file))
-    assert Counter(row["arm"] for row in windows) == {"never": 2, "every window": 2, "Perennial": 2}
+    assert Counter(row["arm"] for row in windows) == {"never": 1, "every window": 1, "Perennial": 1}
     assert {row["verdict"] for row in windows if row["arm"] == "never"} == {""}
     assert "" not in {row["verdict"] for row in windows if row["arm"] == "Perennial"}
     assert SWAPPED in (tmp_path / "loop.svg").read_text("utf-8")

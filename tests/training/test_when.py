@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from commands.retrain import show_plan
 from commands.watch import Watcher
 from perennial.bundle import Bundle
-from perennial.ledger import EventKind, events, labels, leases
+from perennial.ledger import EventKind, checks, events, labels, leases
 from perennial.ledger.connect import writing
 from perennial.ledger.labels import Feedback
 from perennial.ledger.requests import open_request
@@ -277,3 +277,24 @@ def test_the_watcher_goes_on_where_it_cannot_tell(tmp_path: Path, capsys: pytest
     watcher = Watcher(load_settings(home=tmp_path / "empty"))
     assert watcher._is_asked_for() is False
     assert "whether a retrain is called for cannot be told: No model is live" in capsys.readouterr().err
+
+
+# --- since when captures are fresh -----------------------------------------------------------------------
+
+
+def test_captures_are_fresh_since_the_drift_began(world: World) -> None:
+    """A gate that could not decide on one window's labels judges on those of all windows that alarmed since."""
+    starts = []
+    for number, verdict in enumerate(("data_drift", "ok", "data_drift", "sensor_shift", "data_drift")):
+        start = datetime(2026, 3, 4, 12, number, tzinfo=UTC)
+        starts.append(start)
+        checks.record(
+            world.engine, name="default", model_version=world.live, window={"rows": 20, "start": start.isoformat()},
+            verdict=verdict, detail={}, report_url=None,
+        )  # fmt: skip
+    world.request(start=starts[-1].isoformat())
+    request = open_request(world.engine, "default")
+    assert due.fresh_since(world.engine, "default", request, by_hand=False) == starts[2]
+    world.request(start=None)
+    request = open_request(world.engine, "default")
+    assert due.fresh_since(world.engine, "default", request, by_hand=False) is None
