@@ -34,10 +34,10 @@ class Situation:
     `open_trigger` is None where no request is open; `open_why` is what it says. `by_hand`: a person asks now. `check`
     is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
     is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
-    model whose label was given since `last_started`, the start of the last retrain, which had `learnt_labels`.
-    `accuracy`: the live model's by labels, in the latest check; `accuracy_before`: the highest that a model it descends
-    from had on its held-out images. `last_retrain`: the last sign of one, or of a rollback. `rolling_out`: the
-    challenger that goes live in stages now.
+    model whose label was given since `last_started`, the start of the last retrain, which had `learnt_labels` and whose
+    gate waits for `awaited_labels` more. `accuracy`: the live model's by labels, in the latest check;
+    `accuracy_before`: the highest that a model it descends from had on its held-out images. `last_retrain`: the last
+    sign of one, or of a rollback. `rolling_out`: the challenger that goes live in stages now.
     """
 
     now: datetime
@@ -48,6 +48,7 @@ class Situation:
     schedule_since: datetime | None = None
     new_labels: int = 0
     learnt_labels: int = 0
+    awaited_labels: int = 0
     accuracy: Estimate | None = None
     accuracy_before: float | None = None
     last_started: datetime | None = None
@@ -86,7 +87,8 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
 
     None is while a challenger goes live in stages: it may be the answer. Else a request that is open comes first, then
     a person, the schedule, the labels. The cooldown holds back the last two (and a check asks for no retrain while it
-    lasts).
+    lasts). A gate that waits for labels holds back all but a person until they have come: before that it could not
+    decide either.
     """
     left = _cooldown_left(situation, settings.cooldown)
     asked = (
@@ -98,6 +100,11 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
     firing = {one.trigger: one for one in asked if one.fires}
     if situation.rolling_out is not None:
         why = f"{situation.rolling_out} is being rolled out; wait for its end, or make one: perennial rollout stop"
+        return Decision(None, why, asked, left, {})
+    missing = situation.awaited_labels - situation.new_labels
+    if missing > 0 and firing and not situation.by_hand:
+        awaited = situation.awaited_labels
+        why = f"the gate of the last retrain waits for {awaited} more labels: {missing} are still missing"
         return Decision(None, why, asked, left, {})
     if situation.open_trigger is not None:
         return Decision(situation.open_trigger, situation.open_why, asked, left, {})
@@ -128,8 +135,9 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     since = started.at if started is not None else None
     before = _accuracy_before(engine, name, live.version) if settings.retrain.until_recovered else None
+    awaited = _awaited_labels(engine, name, live.version, last)
     new_labels = 0
-    if settings.retrain.every_labels > 0 or before is not None:
+    if settings.retrain.every_labels > 0 or before is not None or awaited:
         new = new_labels_of(engine, settings, live.version).classes
         new_labels = predictions.count_labelled_captures(engine, [live.version], labelled_since=since, new=new)
     beside = rollouts.running(engine, name)
@@ -142,6 +150,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
         schedule_since=_schedule_since(engine, settings, since),
         new_labels=new_labels,
         learnt_labels=sum(started.detail.get(key, 0) for key in ("labels", "older_labels")) if started else 0,
+        awaited_labels=awaited,
         accuracy=_accuracy(check.detail) if check is not None else None,
         accuracy_before=before,
         last_started=since,
@@ -275,6 +284,13 @@ def _unrecovered(situation: Situation, settings: RetrainSettings) -> str:
     if before - now.value < settings.accuracy_drop or now.high >= before:
         return ""
     return f"the last retrain has not won back all that was lost, {now.value:.3f} of {before:.3f} by labels"
+
+
+def _awaited_labels(engine: sa.Engine, name: str, version: str, last: Event | None) -> int:
+    """How many labels the last gate waits for, where nothing has become of that retrain since."""
+    if last is None or last.kind is not EventKind.GATE_REFUSED or last.detail.get("champion") != version:
+        return 0
+    return int((last.detail.get("gate") or {}).get("more_labels") or 0)
 
 
 def _accuracy(check: Mapping[str, Any]) -> Estimate | None:

@@ -151,6 +151,27 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Trigger | None, str]] = [
         "retrain.every_labels is 0",
     ),
     (
+        "the gate waits for labels, and a check asks again",
+        {"open_trigger": Trigger.DRIFT, "open_why": "0.9 -> 0.6", "awaited_labels": 120, "new_labels": 119},
+        {},
+        None,
+        "the gate of the last retrain waits for 120 more labels: 1 are still missing",
+    ),
+    (
+        "the labels that the gate waited for have come",
+        {"open_trigger": Trigger.DRIFT, "open_why": "0.9 -> 0.6", "awaited_labels": 120, "new_labels": 120},
+        {},
+        Trigger.DRIFT,
+        "0.9 -> 0.6",
+    ),
+    (
+        "a person need not wait for them",
+        {"by_hand": True, "awaited_labels": 120},
+        {},
+        Trigger.HAND,
+        "by hand",
+    ),
+    (
         "schedule and labels at once are one retrain",
         {"new_labels": 100, "schedule_since": NOW - 10 * HOUR},
         {**NIGHTLY, **EVERY_100},
