@@ -392,7 +392,7 @@ class RetrainSettings(Section):
         description="How often, at most, a model that is no worse than the one before is gone back from all the same.",
     )
     niceness: int = Field(
-        10,
+        4,
         ge=0,
         le=19,
         description="How far `perennial retrain` stands back for the service on the same processors (`nice`): 0 not at "
