@@ -34,8 +34,8 @@ class Situation:
     `open_trigger` is None where no request is open; `open_why` is what it says. `by_hand`: a person asks now. `check`
     is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
     is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
-    model whose label was given since `last_started`, the start of the last retrain, which had `learnt_labels` fresh
-    ones and whose gate waits for `awaited_labels` more. `accuracy`: the live model's by labels, in the latest check;
+    model whose label was given since `last_started`, the start of the last retrain, which had `learnt_labels`
+    and whose gate waits for `awaited_labels` more. `accuracy`: the live model's by labels, in the latest check;
     `accuracy_before`: the highest that a model it descends from had on its held-out images. `last_retrain`: the last
     sign of one, or of a rollback. `rolling_out`: the challenger that goes live in stages now.
     """
@@ -149,7 +149,7 @@ def read(engine: sa.Engine, settings: Settings, *, by_hand: bool = False, now: d
         check=str((check.detail.get("retrain") or {}).get("why", "")) if check is not None else "",
         schedule_since=_schedule_since(engine, settings, since),
         new_labels=new_labels,
-        learnt_labels=started.detail.get("labels", 0) if started is not None else 0,
+        learnt_labels=sum(started.detail.get(key, 0) for key in ("labels", "older_labels")) if started else 0,
         awaited_labels=awaited,
         accuracy=_accuracy(check.detail) if check is not None else None,
         accuracy_before=before,
