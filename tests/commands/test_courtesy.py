@@ -20,9 +20,11 @@ from pathlib import Path
 from commands.courtesy import give_way
 give_way(int(sys.argv[1]), int(sys.argv[2]))
 group = Path("/proc/self/autogroup")
+# A process that never left the kernel's own session reads an empty line.
+words = group.read_text().split() if group.exists() else []
 print(json.dumps({
     "nice": os.getpriority(os.PRIO_PROCESS, 0),
-    "group": group.read_text().split()[-1] if group.exists() else None,
+    "group": words[-1] if words else None,
     "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
 }))
 """
