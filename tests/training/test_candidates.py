@@ -94,7 +94,7 @@ def test_original_rows_that_look_like_the_captures_weigh_more() -> None:
     world.add(90, "capture", "train", moved=(0, 0, 0, 6.0), weight=2.0)
     original = np.array([row.origin == "original" and row.split == "train" for row in world.rows])
     fresh = np.array([row.origin == "capture" for row in world.rows])
-    weights = importance(np.stack(world.features), original, fresh, root=False)
+    weights = importance(np.stack(world.features), original, fresh)
     far, near = weights[:150], weights[150:300]
     assert near.mean() > 3 * far.mean()
     assert weights.max() <= 10
