@@ -24,6 +24,7 @@ from training.challenger import next_strategy
 from training.listing import list_folder, list_manifest
 from training.material import REFERENCE_ROWS
 from training.retrain import labels_needed, lease_name
+from training.situation import fresh_since, new_labels_of, read_situation
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,12 @@ def plan(engine: sa.Engine, settings: Settings, *, if_due: bool) -> Plan:
     live = deployments.live(engine, name)
     manifest = models.get(engine, name, live.version).manifest
     request = open_request(engine, name)
-    new = due.new_labels_of(engine, settings, live.version)
+    new = new_labels_of(engine, settings, live.version)
     return Plan(
         name=name,
         live=live.version,
         deployed_at=live.at,
-        decision=due.decide(due.read(engine, settings, by_hand=not if_due), settings.retrain),
+        decision=due.decide(read_situation(engine, settings, by_hand=not if_due), settings.retrain),
         request=request.id if request is not None else None,
         labelled=captures.find(
             engine,
@@ -164,7 +165,7 @@ def plan(engine: sa.Engine, settings: Settings, *, if_due: bool) -> Plan:
             live.version,
             window=settings.monitor.window,
             classes=manifest.classes,
-            since=due.fresh_since(engine, name, request, by_hand=not if_due),
+            since=fresh_since(engine, name, request, by_hand=not if_due),
             new=new,
         ),
         new=new,

@@ -37,6 +37,7 @@ from training.gate_rules import gate_limits
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
 from training.paired import fewest_rows
 from training.publish import publish
+from training.situation import fresh_since, new_labels_of, note_schedule, read_situation, write_request
 
 Outcome = Literal["promoted", "rolling_out", "refused", "waiting", "nothing_to_do"]
 
@@ -139,15 +140,15 @@ def retrain(
     with leases.held(engine, lease_name(name), settings.retrain.lease) as lease:
         live = deployments.live(engine, name)
         if if_due:  # by hand it may be somebody whose settings know of no schedule
-            due.note_schedule(engine, settings)
-        decision = due.decide(due.read(engine, settings, by_hand=not if_due), settings.retrain)
+            note_schedule(engine, settings)
+        decision = due.decide(read_situation(engine, settings, by_hand=not if_due), settings.retrain)
         if decision.trigger is None:
             why = f"no retrain of {name} is asked for: {decision.why}"
             return RetrainResult("nothing_to_do", name, live.version, None, why)
         request = open_request(engine, name)
         if request is None and decision.trigger is not Trigger.HAND:
             numbers = {"model_version": live.version, "actor": actor, **decision.numbers}
-            request = due.write_request(engine, name, decision.trigger, decision.why, numbers)
+            request = write_request(engine, name, decision.trigger, decision.why, numbers)
         storage = Storage(settings.blobs_url)
         model = models.get(engine, name, live.version)
         run = _Run(
@@ -179,8 +180,8 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
         manifest.version,
         window=settings.monitor.window,
         classes=manifest.classes,
-        since=due.fresh_since(run.engine, manifest.name, run.request, by_hand=run.by_hand),
-        new=due.new_labels_of(run.engine, settings, manifest.version),
+        since=fresh_since(run.engine, manifest.name, run.request, by_hand=run.by_hand),
+        new=new_labels_of(run.engine, settings, manifest.version),
     )
     captures = labelled.verified(captures, run.storage, run.limits, run.progress)
     captures, arriving = labelled.arriving(captures, manifest.classes, settings.retrain.new_class_labels)
@@ -191,7 +192,7 @@ def _retrain(run: _Run, began: float) -> RetrainResult:
     request = run.request
     if request is None:
         numbers = {"model_version": manifest.version, "labels": len(captures.fresh), "actor": run.actor}
-        request = due.write_request(run.engine, manifest.name, Trigger.HAND, run.why, numbers)
+        request = write_request(run.engine, manifest.name, Trigger.HAND, run.why, numbers)
     started = events.add(
         run.engine,
         manifest.name,

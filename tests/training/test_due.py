@@ -10,7 +10,8 @@ import pytest
 from perennial.bundle import Estimate
 from perennial.ledger.requests import Trigger
 from perennial.settings_sections import RetrainSettings
-from training.due import Situation, decide
+from training.due import decide
+from training.situation import Situation
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
 HOUR = timedelta(hours=1)

@@ -23,6 +23,7 @@ from training.captures import Capture, Captures, arriving
 from training.dry_run import plan
 from training.material import pinned_rows
 from training.meaning import changed_classes
+from training.situation import new_labels_of
 
 
 def test_a_class_that_arrives_is_learnt_judged_and_told(world: World) -> None:
@@ -65,7 +66,7 @@ def test_a_class_that_arrives_is_learnt_judged_and_told(world: World) -> None:
     answers = [model.manifest.classes[int(graph.run(image[None]).probabilities[0].argmax())] for image in images]
     assert answers.count(STRANGE) >= 8
     # What the new model knows is no new label any longer.
-    assert due.new_labels_of(world.engine, world.settings, world.live).images == {"yelow": 2}
+    assert new_labels_of(world.engine, world.settings, world.live).images == {"yelow": 2}
 
 
 def test_of_a_class_that_arrives_slowly_every_image_is_fresh(world: World) -> None:

@@ -28,12 +28,12 @@ from perennial.ledger.requests import open_request
 from perennial.storage import sha256
 from tests.training.retrain_world import CLASSES, World, truth
 from training import challenger as making
-from training import due
 from training.fit import Fitted
 from training.material import pinned_rows
 from training.promote import promote
 from training.publish import publish
 from training.retrain import retrain
+from training.situation import read_situation
 
 # --- going live ------------------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ def test_a_better_model_is_promoted_and_every_step_says_what_caused_it(world: Wo
     assert model.manifest.pretrained == world.champion.manifest.pretrained
     assert model.manifest.dataset.captures == 119  # of two that look alike and are judged on, one is left out
     assert world.retrain().outcome == "nothing_to_do"
-    situation = due.read(world.engine, world.settings)
+    situation = read_situation(world.engine, world.settings)
     assert situation.accuracy_before == world.champion.manifest.metrics["accuracy"].value
     assert (situation.learnt_labels, situation.new_labels) == (trail[0].detail["labels"], 0)
 

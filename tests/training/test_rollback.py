@@ -41,6 +41,7 @@ from training.fit import FitRequest, fit
 from training.promote import promote
 from training.publish import publish
 from training.rollback import Look, judge, roll_back_if_worse
+from training.situation import fresh_since, read_situation
 
 
 @pytest.fixture(scope="session")
@@ -343,7 +344,7 @@ def test_after_a_rollback_nothing_is_retrained_at_once_and_never_judged_on_the_s
     assert open_request(world.engine, "default") is None, "what was asked of the bad model is answered"
 
     choose(world, every_labels=50)
-    found = due.decide(due.read(world.engine, world.settings), world.settings.retrain)
+    found = due.decide(read_situation(world.engine, world.settings), world.settings.retrain)
     assert (found.due, 3500 < found.cooldown_left <= 3600) == (False, True)
     assert "the last retrain or rollback was less than retrain.cooldown ago" in found.why
 
@@ -354,10 +355,10 @@ def test_after_a_rollback_nothing_is_retrained_at_once_and_never_judged_on_the_s
     assert not due.is_worth_a_try(world.engine, world.settings)
     waiting = world.retrain()
     assert (waiting.outcome, waiting.labels) == ("waiting", 0), "its labels from before let the bad one through"
-    assert due.fresh_since(world.engine, "default", request, by_hand=True) is None, "a person may ask all the same"
+    assert fresh_since(world.engine, "default", request, by_hand=True) is None, "a person may ask all the same"
     world.serve(60, relabel=truth)
     assert due.is_worth_a_try(world.engine, world.settings)
-    decision = due.decide(due.read(world.engine, world.settings), world.settings.retrain)
+    decision = due.decide(read_situation(world.engine, world.settings), world.settings.retrain)
     assert decision.trigger is Trigger.DRIFT
 
 

@@ -26,6 +26,7 @@ from training import challenger as making
 from training import due
 from training.dry_run import plan
 from training.fit import Fitted
+from training.situation import fresh_since
 
 Perennial = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -294,7 +295,7 @@ def test_captures_are_fresh_since_the_drift_began(world: World) -> None:
         )  # fmt: skip
     world.request(start=starts[-1].isoformat())
     request = open_request(world.engine, "default")
-    assert due.fresh_since(world.engine, "default", request, by_hand=False) == starts[2]
+    assert fresh_since(world.engine, "default", request, by_hand=False) == starts[2]
     world.request(start=None)
     request = open_request(world.engine, "default")
-    assert due.fresh_since(world.engine, "default", request, by_hand=False) is None
+    assert fresh_since(world.engine, "default", request, by_hand=False) is None
