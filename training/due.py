@@ -51,8 +51,8 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
 
     None is while a challenger goes live in stages: it may be the answer. Else a request that is open comes first, then
     a person, the schedule, the labels. The cooldown holds back the last two (and a check asks for no retrain while it
-    lasts). A gate that waits for labels holds back all but a person until they have come: before that it could not
-    decide either.
+    lasts). A gate that waits for labels holds back all but a person until they have come, for before that it could not
+    decide either; unless the live model has become worse than that gate found it, by more than chance.
     """
     left = _cooldown_left(situation, settings.cooldown)
     asked = (
@@ -66,7 +66,7 @@ def decide(situation: Situation, settings: RetrainSettings) -> Decision:
         why = f"{situation.rolling_out} is being rolled out; wait for its end, or make one: perennial rollout stop"
         return Decision(None, why, asked, left, {})
     missing = situation.awaited_labels - situation.new_labels
-    if missing > 0 and firing and not situation.by_hand:
+    if missing > 0 and firing and not situation.by_hand and not _fell_further(situation, settings):
         awaited = situation.awaited_labels
         why = f"the gate of the last retrain waits for {awaited} more labels: {missing} are still missing"
         return Decision(None, why, asked, left, {})
@@ -141,6 +141,14 @@ def _labels(situation: Situation, settings: RetrainSettings) -> Asked:
     if not every:
         return Asked(trigger, False, "retrain.every_labels is 0")
     return Asked(trigger, False, f"{found}: {every - situation.new_labels} fewer than retrain.every_labels", numbers)
+
+
+def _fell_further(situation: Situation, settings: RetrainSettings) -> bool:
+    """Has the live model lost more since the gate that waits looked at it? What it reckoned with is out of date."""
+    now, seen = situation.accuracy, situation.awaited_accuracy
+    if now is None or seen is None:
+        return False
+    return now.high < seen and seen - now.value >= settings.accuracy_drop
 
 
 def _unrecovered(situation: Situation, settings: RetrainSettings) -> str:

@@ -30,7 +30,8 @@ class Situation:
     is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
     is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
     model whose label was given since `last_started`, the start of the last retrain, which had `learnt_labels`
-    and whose gate waits for `awaited_labels` more. `accuracy`: the live model's by labels, in the latest check;
+    and whose gate waits for `awaited_labels` more, as the live model had `awaited_accuracy` on the fresh images it
+    judged on. `accuracy`: the live model's by labels, in the latest check;
     `accuracy_before`: the highest that a model it descends from had on its held-out images. `last_retrain`: the last
     sign of one, or of a rollback. `rolling_out`: the challenger that goes live in stages now.
     """
@@ -44,6 +45,7 @@ class Situation:
     new_labels: int = 0
     learnt_labels: int = 0
     awaited_labels: int = 0
+    awaited_accuracy: float | None = None
     accuracy: Estimate | None = None
     accuracy_before: float | None = None
     last_started: datetime | None = None
@@ -68,7 +70,7 @@ def read_situation(
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None)
     since = started.at if started is not None else None
     before = _accuracy_before(engine, name, live.version) if settings.retrain.until_recovered else None
-    awaited = _awaited_labels(engine, name, live.version, last)
+    awaited, seen = _awaited(live.version, last)
     new_labels = 0
     if settings.retrain.every_labels > 0 or before is not None or awaited:
         new = new_labels_of(engine, settings, live.version).classes
@@ -84,6 +86,7 @@ def read_situation(
         new_labels=new_labels,
         learnt_labels=sum(started.detail.get(key, 0) for key in ("labels", "older_labels")) if started else 0,
         awaited_labels=awaited,
+        awaited_accuracy=seen,
         accuracy=_accuracy(check.detail) if check is not None else None,
         accuracy_before=before,
         last_started=since,
@@ -146,11 +149,14 @@ def _drift_began(engine: sa.Engine, name: str, version: str, request: Event) -> 
     return began
 
 
-def _awaited_labels(engine: sa.Engine, name: str, version: str, last: Event | None) -> int:
-    """How many labels the last gate waits for, where nothing has become of that retrain since."""
+def _awaited(version: str, last: Event | None) -> tuple[int, float | None]:
+    """How many labels the last gate waits for, where nothing has become of that retrain since, and how good it found
+    the live model on fresh images."""
     if last is None or last.kind is not EventKind.GATE_REFUSED or last.detail.get("champion") != version:
-        return 0
-    return int((last.detail.get("gate") or {}).get("more_labels") or 0)
+        return 0, None
+    gate = last.detail.get("gate") or {}
+    champion = (gate.get("fresh") or {}).get("champion")
+    return int(gate.get("more_labels") or 0), champion["value"] if champion else None
 
 
 def _accuracy(check: Mapping[str, Any]) -> Estimate | None:

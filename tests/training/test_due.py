@@ -166,6 +166,32 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Trigger | None, str]] = [
         "0.9 -> 0.6",
     ),
     (
+        "the model has lost more since the gate that waits looked at it",
+        {
+            "open_trigger": Trigger.DRIFT,
+            "open_why": "0.9 -> 0.6",
+            "awaited_labels": 500,
+            "awaited_accuracy": 0.77,
+            "accuracy": Estimate(value=0.57, low=0.44, high=0.68),
+        },
+        {},
+        Trigger.DRIFT,
+        "0.9 -> 0.6",
+    ),
+    (
+        "it may not have: the gate is waited for",
+        {
+            "open_trigger": Trigger.DRIFT,
+            "open_why": "0.9 -> 0.6",
+            "awaited_labels": 500,
+            "awaited_accuracy": 0.67,
+            "accuracy": Estimate(value=0.57, low=0.44, high=0.68),
+        },
+        {},
+        None,
+        "the gate of the last retrain waits for 500 more labels",
+    ),
+    (
         "a person need not wait for them",
         {"by_hand": True, "awaited_labels": 120},
         {},
