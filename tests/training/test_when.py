@@ -26,7 +26,7 @@ from training import challenger as making
 from training import due
 from training.dry_run import plan
 from training.fit import Fitted
-from training.situation import fresh_since
+from training.situation import fresh_since, read_situation
 
 Perennial = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -299,3 +299,14 @@ def test_captures_are_fresh_since_the_drift_began(world: World) -> None:
     world.request(start=None)
     request = open_request(world.engine, "default")
     assert fresh_since(world.engine, "default", request, by_hand=False) is None
+
+
+def test_a_gate_that_waits_says_for_how_many_labels_and_how_good_it_found_the_live_model(world: World) -> None:
+    gate = {"outcome": "wait", "more_labels": 120, "fresh": {"champion": {"value": 0.75, "low": 0.6, "high": 0.9}}}
+    events.add(world.engine, "default", EventKind.GATE_REFUSED, {"champion": world.live, "gate": gate})
+    situation = read_situation(world.engine, world.settings)
+    assert (situation.awaited_labels, situation.awaited_accuracy) == (120, 0.75)
+    # Judged against a model that is not live any more, it waits for nothing.
+    events.add(world.engine, "default", EventKind.GATE_REFUSED, {"champion": "another", "gate": gate})
+    situation = read_situation(world.engine, world.settings)
+    assert (situation.awaited_labels, situation.awaited_accuracy) == (0, None)
