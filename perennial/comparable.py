@@ -13,8 +13,8 @@ Numbers = Sequence[float] | NDArray[np.floating]
 
 _BINS: Final = 10
 _FEWEST_IN_A_BIN: Final = 20  # answers
-#: What chi-squared exceeds with probability 0.05, for 1 to 9 degrees of freedom: so seldom are labels that were given at
-#: random taken for asked for, and some do not count that might.
+#: What chi-squared exceeds with probability 0.05, for 1 to 9 degrees of freedom: so seldom are labels that were given
+#: at random taken for asked for, and some do not count that might.
 _CRITICAL: Final = (3.841, 5.991, 7.815, 9.488, 11.070, 12.592, 14.067, 15.507, 16.919)
 
 

@@ -290,7 +290,9 @@ def _awaited_labels(engine: sa.Engine, name: str, version: str, last: Event | No
     """How many labels the last gate waits for, where nothing has become of that retrain since."""
     if last is None or last.kind is not EventKind.GATE_REFUSED or last.detail.get("champion") != version:
         return 0
-    return int((last.detail.get("gate") or {}).get("more_labels") or 0)
+    gate = last.detail.get("gate") or {}
+    # With fewer it could decide nothing, however they are chosen.
+    return int(gate.get("more_random_labels") or gate.get("more_labels") or 0)
 
 
 def _accuracy(check: Mapping[str, Any]) -> Estimate | None:

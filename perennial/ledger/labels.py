@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.schema import labels
+from perennial.ledger.schema import labels, predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,14 @@ class Feedback:
     label: str
     source: str | None = None
     known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """How sure a model was in each of its answers of some time [N], and in those that have a label and an image [M]."""
+
+    answered: NDArray[np.float64]
+    labelled: NDArray[np.float64]
 
 
 def add(engine: sa.Engine, feedback: Sequence[Feedback], *, at: datetime | None = None) -> int:
@@ -67,3 +77,18 @@ def order(engine: sa.Engine, prediction_ids: Sequence[str]) -> dict[str, int]:
             )
             found.update({row.prediction_id: row.newest for row in connection.execute(query)})
     return found
+
+
+def labelling(engine: sa.Engine, model_version: str, first: str, last: str, *, limit: int) -> Labelling:
+    """What was labelled of a version's answers from one id to another; of the newest `limit` of them."""
+    has_label = sa.exists().where(labels.c.prediction_id == predictions.c.id)
+    query = (
+        sa.select(predictions.c.confidence, sa.and_(predictions.c.image_url.is_not(None), has_label))
+        .where(predictions.c.model_version == model_version, predictions.c.id.between(first, last))
+        .order_by(predictions.c.id.desc())
+        .limit(limit)
+    )
+    with reading(engine) as connection:
+        found = connection.execute(query).all()
+    sure = np.array([confidence for confidence, _ in found], np.float64)
+    return Labelling(sure, sure[np.array([labelled for _, labelled in found], np.bool_)])
