@@ -19,7 +19,13 @@ _CRITICAL: Final = (3.841, 5.991, 7.815, 9.488, 11.070, 12.592, 14.067, 15.507, 
 
 
 def comparable(
-    answered: Numbers, labelled: Numbers, live: Numbers, other: Numbers, draws: Sequence[float]
+    answered: Numbers,
+    labelled: Numbers,
+    live: Numbers,
+    other: Numbers,
+    draws: Sequence[float],
+    *,
+    rates: Numbers | None = None,
 ) -> NDArray[np.bool_]:
     """The images [N] on which the live model and another one can be compared fairly.
 
@@ -36,19 +42,25 @@ def comparable(
         live: how sure it is of the images [N] to compare on.
         other: how sure the other model is of them [N].
         draws: for each of them a number drawn uniformly from 0 to 1, always the same one (`draw`).
+        rates: for each of the answers the labelled share of those that came in about then, where labels are given more
+            often at some times than at others, however sure the model is; else of all it is the same.
     """
     everything = np.ones(len(live), np.bool_)
     if not len(answered) or not len(labelled) or not len(live):
         return everything
-    bins = max(1, min(_BINS, len(answered) // _FEWEST_IN_A_BIN))
-    edges = np.unique(np.quantile(answered, np.linspace(0, 1, bins + 1)[1:-1]))
-    in_all, in_labelled = (
-        np.bincount(np.searchsorted(edges, each), minlength=len(edges) + 1) for each in (answered, labelled)
+    sure, chances = np.asarray(answered, np.float64), np.full(len(answered), min(1.0, len(labelled) / len(answered)))
+    if rates is not None:
+        chances = np.asarray(rates, np.float64)
+    edges = _edges(sure, chances)
+    expected, variance = (
+        np.bincount(np.searchsorted(edges, sure), each, len(edges) + 1).astype(np.float64)
+        for each in (chances, chances * (1 - chances))
     )
-    if _alike(in_all, in_labelled):
+    found = np.bincount(np.searchsorted(edges, labelled), minlength=len(edges) + 1)
+    if _chance(found, expected, variance):
         return everything
-    # One label more in each bin, at the overall share: few labels say little of where they came from.
-    share = (in_labelled + 1) / (in_all + len(answered) / len(labelled))
+    # One label more in each bin: few labels say little of where they came from.
+    share = (found + 1) / (expected + 1)
     own, others = (share[np.searchsorted(edges, each)] for each in (live, other))
     return np.asarray(np.asarray(draws) < others / own)
 
@@ -58,12 +70,19 @@ def draw(key: str, digest: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{key}:{digest}".encode()).digest()[:8]) / 2**64
 
 
-def _alike(answered: NDArray[np.int_], labelled: NDArray[np.int_]) -> bool:
-    """Could the same share of the answers be labelled in each bin?"""
-    answered, labelled = answered[answered > 0], labelled[answered > 0]
-    share = labelled.sum() / answered.sum()
-    if share >= 1 or len(answered) < 2:
+def _edges(sure: NDArray[np.float64], chances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Between bins in each of which as many labels are expected."""
+    order = np.argsort(sure)
+    expected = np.cumsum(chances[order])
+    bins = max(1, min(_BINS, len(sure) // _FEWEST_IN_A_BIN))
+    wanted = expected[-1] * np.linspace(0, 1, bins + 1)[1:-1]
+    return np.unique(sure[order][np.searchsorted(expected, wanted).clip(max=len(sure) - 1)])
+
+
+def _chance(found: NDArray[np.int_], expected: NDArray[np.float64], variance: NDArray[np.float64]) -> bool:
+    """Could so many labels in each bin be chance, where so many are expected?"""
+    open_ = variance > 0  # in the others all or nothing is labelled
+    if open_.sum() < 2:
         return True
-    expected = answered * share
-    statistic = ((labelled - expected) ** 2 / (expected * (1 - share))).sum()
-    return bool(statistic <= _CRITICAL[len(answered) - 2])
+    statistic = ((found - expected)[open_] ** 2 / variance[open_]).sum()
+    return bool(statistic <= _CRITICAL[open_.sum() - 2])

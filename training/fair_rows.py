@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from perennial.bundle import Manifest
 from perennial.comparable import comparable, draw
 from perennial.ledger import labels
-from perennial.ledger.labels import Labelling
 from training.captures import Capture
 from training.datasets import Row
 
@@ -20,13 +20,31 @@ from training.datasets import Row
 _MOST_ANSWERS: Final = 100_000
 
 
-def labelling_of(engine: sa.Engine, version: str, fresh: Sequence[Capture]) -> Labelling:
-    """How sure the live version was in its answers of the time that the fresh captures are from, and in those that were
-    labelled."""
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """How sure a model was in its answers of some time [N], which of them have a label [N], and the labelled share of
+    those that came in about then [N]."""
+
+    answered: NDArray[np.float64]
+    labelled: NDArray[np.bool_]
+    rates: NDArray[np.float64]
+
+
+def labelling_of(engine: sa.Engine, version: str, fresh: Sequence[Capture], window: int) -> Labelling:
+    """What people have labelled of the live version's answers in the time that the fresh captures are from. They are
+    shown a window of so many at a time, and of some more than of others."""
     ids = sorted(capture.prediction_id for capture in fresh if capture.version == version)
     if not ids:
-        return Labelling(np.empty(0), np.empty(0))
-    return labels.labelling(engine, version, ids[0], ids[-1], limit=_MOST_ANSWERS)
+        return in_windows(np.empty(0), np.empty(0, np.bool_), window)
+    return in_windows(*labels.labelling(engine, version, ids[0], ids[-1], limit=_MOST_ANSWERS), window)
+
+
+def in_windows(answered: NDArray[np.float64], labelled: NDArray[np.bool_], window: int) -> Labelling:
+    """Of answers in the order of time, in windows of about so many."""
+    windows = max(1, round(len(answered) / window))
+    of_window = np.arange(len(answered)) * windows // max(1, len(answered))
+    shares = np.bincount(of_window, labelled) / np.bincount(of_window)
+    return Labelling(answered, labelled, np.asarray(shares[of_window]))
 
 
 def fair_rows(
@@ -40,5 +58,6 @@ def fair_rows(
     Rows of a class that the champion does not know all count: however they were chosen, it could have had none right.
     """
     draws = [draw(champion.version, row.digest) for row in rows]
-    counts = comparable(labelling.answered, labelling.labelled, *sure, draws)
+    answered, has_label = labelling.answered, labelling.labelled
+    counts = comparable(answered, answered[has_label], *sure, draws, rates=labelling.rates)
     return counts | np.array([row.label not in champion.classes for row in rows], np.bool_)

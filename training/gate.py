@@ -17,12 +17,11 @@ from scipy import stats
 from perennial.bundle import GRAPH, Bundle
 from perennial.graph import Graph, GraphOutput
 from perennial.images import ImageLimits
-from perennial.ledger.labels import Labelling
 from perennial.progress import Progress, silent
 from training.certify import measure_speeds
 from training.datasets import DEFAULT_LIMITS, Row
 from training.evaluate import score_each
-from training.fair_rows import fair_rows
+from training.fair_rows import Labelling, fair_rows
 from training.gate_rules import (
     UNFAIR,
     Calibration,

@@ -197,7 +197,7 @@ def _judge(
             ],
             changed=changed,
             changed_before=before,
-            labelling=labelling_of(engine, manifest.version, everything),
+            labelling=labelling_of(engine, manifest.version, everything, settings.monitor.window),
             limits=limits,
             threads=settings.train.threads,
             progress=progress,

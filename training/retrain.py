@@ -256,7 +256,7 @@ def _challenge(run: _Run, captures: Captures, arriving: Mapping[str, int], start
             old=[row for row in material.old if row.location not in unusable],
             changed=changed,
             changed_before=before,
-            labelling=labelling_of(run.engine, manifest.version, captures.fresh),
+            labelling=labelling_of(run.engine, manifest.version, captures.fresh, settings.monitor.window),
             limits=run.limits,
             threads=settings.retrain_threads,
             progress=run.progress,

@@ -24,14 +24,6 @@ class Feedback:
     known: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Labelling:
-    """How sure a model was in each of its answers of some time [N], and in those that have a label and an image [M]."""
-
-    answered: NDArray[np.float64]
-    labelled: NDArray[np.float64]
-
-
 def add(engine: sa.Engine, feedback: Sequence[Feedback], *, at: datetime | None = None) -> int:
     """Commit labels in one transaction; returns how many changed something.
 
@@ -79,8 +71,11 @@ def order(engine: sa.Engine, prediction_ids: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def labelling(engine: sa.Engine, model_version: str, first: str, last: str, *, limit: int) -> Labelling:
-    """What was labelled of a version's answers from one id to another; of the newest `limit` of them."""
+def labelling(
+    engine: sa.Engine, model_version: str, first: str, last: str, *, limit: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How sure a version was in its answers from one id to another, and which of them have a label and an image; of the
+    newest `limit`, newest first."""
     has_label = sa.exists().where(labels.c.prediction_id == predictions.c.id)
     query = (
         sa.select(predictions.c.confidence, sa.and_(predictions.c.image_url.is_not(None), has_label))
@@ -90,5 +85,4 @@ def labelling(engine: sa.Engine, model_version: str, first: str, last: str, *, l
     )
     with reading(engine) as connection:
         found = connection.execute(query).all()
-    sure = np.array([confidence for confidence, _ in found], np.float64)
-    return Labelling(sure, sure[np.array([labelled for _, labelled in found], np.bool_)])
+    return np.array([row[0] for row in found], np.float64), np.array([row[1] for row in found], np.bool_)

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from perennial.bundle import Bundle
 from perennial.comparable import comparable
 from perennial.ledger import EventKind, events
-from perennial.ledger.labels import Labelling
 from tests.training.retrain_world import World, truth
 from training import due
 from training.datasets import Row
-from training.fair_rows import fair_rows
+from training.fair_rows import fair_rows, in_windows
 from training.gate import Evidence, judge
 from training.gate_rules import UNFAIR, GateLimits, better_on_fresh
 from training.paired import PairedAnswers, compare
@@ -77,11 +76,25 @@ def test_a_class_that_the_champion_does_not_know_counts_however_it_was_labelled(
     rows = [Row(f"{number}", "yellow" if number < 5 else "red", f"{number:064x}", "test") for number in range(50)]
     answered = np.linspace(0.4, 1.0, 1000)
     unsure, certain = [0.41] * 50, [0.99] * 50
-    counts = fair_rows(champion.manifest, rows, (unsure, certain), Labelling(answered, answered[:60]))
+    asked_for = in_windows(answered, np.arange(1000) < 60, 1000)
+    counts = fair_rows(champion.manifest, rows, (unsure, certain), asked_for)
     assert counts[:5].all()
     assert counts[5:].sum() <= 5
-    at_random = Labelling(answered, answered[::20])
+    at_random = in_windows(answered, np.arange(1000) % 20 == 0, 1000)
     assert fair_rows(champion.manifest, rows, (unsure, certain), at_random).all()
+
+
+def test_labels_given_more_often_since_the_drift_are_not_taken_for_asked_for(champion: Bundle) -> None:
+    random = np.random.default_rng(1)
+    rows = [Row(f"{number}", "red", f"{number:064x}", "test") for number in range(50)]
+    unsure, certain = [0.45] * 50, [0.95] * 50
+    # Three quiet windows of which one label in fifty was given, and one of drift of which every third was.
+    answered = np.r_[random.uniform(0.8, 1.0, 3000), random.uniform(0.4, 0.9, 1000)]
+    labelled = random.random(4000) < np.r_[np.full(3000, 0.02), np.full(1000, 0.33)]
+    assert fair_rows(champion.manifest, rows, (unsure, certain), in_windows(answered, labelled, 1000)).all()
+    assert fair_rows(champion.manifest, rows, (unsure, certain), in_windows(answered, labelled, 4000)).sum() < 25
+    doubted = labelled & (answered < 0.6)
+    assert fair_rows(champion.manifest, rows, (unsure, certain), in_windows(answered, doubted, 1000)).sum() < 15
 
 
 def judged(both: int, champion: int, challenger: int, unfair: int) -> Evidence:
