@@ -34,7 +34,8 @@ _READERS: Final = 8  # reading waits for the storage more than for the processor
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """One image of the traffic: where it lies, its last label, and what the version that saw it last answered."""
+    """One image of the traffic: where it lies, its last label, what the version that saw it last answered, and by which
+    prediction."""
 
     digest: str
     url: str
@@ -43,6 +44,7 @@ class Capture:
     version: str
     at: datetime
     header: ImageHeader | None = None
+    prediction_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def find(
         header = ImageHeader(seen.format, seen.mode, seen.width, seen.height)
         # Who saw a class arrive slowly needs rows of it on each side, the gate's too.
         kept[seen.id in fresh_ids or label not in classes].append(
-            Capture(digest, seen.image_url, label, seen.label, seen.model_version, seen.at, header)
+            Capture(digest, seen.image_url, label, seen.label, seen.model_version, seen.at, header, seen.id)
         )
     without = predictions.labelled_without_image(engine, live, since=since, limit=window)
     skipped += [Skipped(f"prediction {id_}", _NOT_KEPT) for id_, digest in without.items() if digest not in newest]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -21,7 +21,9 @@ from perennial.progress import Progress, silent
 from training.certify import measure_speeds
 from training.datasets import DEFAULT_LIMITS, Row
 from training.evaluate import score_each
+from training.fair_rows import Labelling, fair_rows
 from training.gate_rules import (
+    UNFAIR,
     Calibration,
     Costs,
     GateLimits,
@@ -57,7 +59,9 @@ class Evidence:
     """All that the gate looks at. `fresh`: labelled captures of the live traffic; `old`: the champion's original
     held-out rows. Neither model was trained on any of them. `changed`: classes whose old rows no longer mean what
     they did, and are therefore not in `old`; `changed_before`: the same from earlier retrains. `faults`: what is wrong
-    with the challenger's numbers as such; `costs`: what an answer takes, None where it was not measured."""
+    with the challenger's numbers as such; `costs`: what an answer takes, None where it was not measured. `unfair`: how
+    many fresh rows were left out, as they were labelled for the champion being unsure of them (`training.fair_rows`).
+    """
 
     fresh: PairedAnswers
     old: PairedAnswers
@@ -65,11 +69,14 @@ class Evidence:
     changed: tuple[ChangedClass, ...] = ()
     changed_before: tuple[str, ...] = ()
     costs: Costs | None = None
+    unfair: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GateDecision:
-    """`more_labels`: how many more labelled captures would probably settle it, where the outcome is `wait`."""
+    """`more_labels`: how many more labelled captures would probably settle it, where the outcome is `wait`, if they are
+    chosen as those at hand were; `more_random_labels`: how many, if they are chosen at random. `left_out`: how many
+    fresh rows do not count, by reason."""
 
     outcome: Outcome
     why: str
@@ -81,6 +88,8 @@ class GateDecision:
     calibration: Calibration | None
     costs: Costs | None
     more_labels: int | None = None
+    more_random_labels: int | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The decision with every number, as JSON."""
@@ -95,6 +104,8 @@ class GateDecision:
             "calibration": _calibration(self.calibration),
             "costs": asdict(self.costs) if self.costs else None,
             "more_labels": self.more_labels,
+            "more_random_labels": self.more_random_labels,
+            "left_out": dict(self.left_out),
         }
 
 
@@ -106,11 +117,16 @@ def evaluate(
     old: Sequence[Row],
     changed: Sequence[ChangedClass] = (),
     changed_before: Collection[str] = (),
+    labelling: Labelling | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     threads: int = 0,
     progress: Progress = silent,
 ) -> Evidence:
     """Let both bundles answer the same rows through `perennial.graph.Graph`.
+
+    Args:
+        labelling: what of the champion's answers was labelled, to leave out fresh rows that would favour the
+            challenger; without it all count.
 
     Raises:
         InvalidBundle: a graph cannot be run, or does not do what its manifest says.
@@ -130,11 +146,16 @@ def evaluate(
         sure.append(tuple(probabilities.max(axis=1, initial=0.0).tolist()))
         if bundle is challenger:
             faults = faults_of(challenger, rows, output)
-    cut = len(fresh)
     labels = tuple(row.label for row in rows)
+    answered = PairedAnswers(labels, answers[0], answers[1], sure[0], sure[1])
+    cut = len(fresh)
+    counts = np.ones(cut, np.bool_)
+    if labelling is not None:
+        counts = fair_rows(champion.manifest, fresh, (sure[0][:cut], sure[1][:cut]), labelling)
     return Evidence(
-        fresh=PairedAnswers(labels[:cut], answers[0][:cut], answers[1][:cut], sure[0][:cut], sure[1][:cut]),
-        old=PairedAnswers(labels[cut:], answers[0][cut:], answers[1][cut:], sure[0][cut:], sure[1][cut:]),
+        fresh=answered.of(np.flatnonzero(counts)),
+        old=answered.of(range(cut, len(rows))),
+        unfair=int((~counts).sum()),
         faults=faults,
         changed=tuple(changed),
         changed_before=tuple(sorted(changed_before)),
@@ -174,7 +195,7 @@ def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:
     classes, calibration = recalls(evidence.fresh, evidence.old), calibration_of(evidence.fresh)
     rules = [
         sound(evidence.faults),
-        better_on_fresh(fresh, limits.alpha),
+        better_on_fresh(fresh, limits.alpha, evidence.unfair),
         kept_on_old(old, gone, limits.margin),
         kept_each_class(classes, limits.alpha, limits.class_margin),
         calibrated(calibration, limits.calibration_margin),
@@ -184,24 +205,40 @@ def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:
         rules.append(informed(evidence.fresh, limits.alpha))
     broken = [rule for rule in rules if not rule.passed]
     outcome: Outcome = "refuse" if broken else "pass"
-    more = None
+    more = at_random = None
     if [rule.name for rule in broken] == ["better_on_fresh"]:
-        needed = _rows_to_decide(fresh, limits.alpha)
         have = fresh.rows if fresh else 0
+        needed = _rows_to_decide(fresh, limits.alpha, have + evidence.unfair)
         if needed is not None:
             outcome = "wait"
-            more = max(1, math.ceil((needed - have) / max(limits.share, 0.01)))
+            at_random = max(1, math.ceil((needed - have) / max(limits.share, 0.01)))
+            # Of none that counts nothing shows how many would: one is the most that can be hoped for.
+            more = math.ceil(at_random * (have + evidence.unfair) / max(1, have)) if evidence.unfair else at_random
     why = "; ".join(rule.why for rule in (broken or rules))
     if more is not None:
         why += f"; about {more} more labels would settle it"
+        if evidence.unfair:
+            why += f" if they are chosen as these were, or about {at_random} chosen at random"
     return GateDecision(
-        outcome, why, tuple(rules), fresh, old, evidence.changed, classes, calibration, evidence.costs, more
+        outcome,
+        why,
+        tuple(rules),
+        fresh,
+        old,
+        evidence.changed,
+        classes,
+        calibration,
+        evidence.costs,
+        more,
+        at_random,
+        {UNFAIR: evidence.unfair} if evidence.unfair else {},
     )
 
 
-def _rows_to_decide(fresh: Comparison | None, alpha: float) -> int | None:
+def _rows_to_decide(fresh: Comparison | None, alpha: float, at_hand: int) -> int | None:
     """Rows at which a difference of the size seen would be shown with probability `POWER` (Connor, 1987); None if
-    the challenger does not look better, or the answer is too far off to wait for."""
+    the challenger does not look better, or the answer is too far off to wait for with so many rows at hand, be they
+    fair or not."""
     floor = fewest_rows(alpha)
     if fresh is None:
         return floor
@@ -212,7 +249,7 @@ def _rows_to_decide(fresh: Comparison | None, alpha: float) -> int | None:
     z_alpha, z_power = stats.norm.isf(alpha), stats.norm.isf(1 - POWER)
     spread = z_alpha * math.sqrt(discordant) + z_power * math.sqrt(max(0.0, discordant - difference**2))
     needed = max(math.ceil((spread / difference) ** 2), fresh.rows + 1, floor)
-    return needed if needed <= max(PATIENCE * fresh.rows, floor) else None
+    return needed if needed <= max(PATIENCE * at_hand, floor) else None
 
 
 def _costs(graphs: Mapping[str, Graph], champion: Bundle, challenger: Bundle) -> Costs:

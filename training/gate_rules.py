@@ -14,6 +14,8 @@ from perennial.settings_sections import RetrainSettings
 from training.paired import Comparison, PairedAnswers, mcnemar, smallest_p
 from training.rule import Rule
 
+#: Why a fresh row does not count.
+UNFAIR: Final = "labelled for the champion being unsure of them"
 _SHUFFLES: Final = 2000
 _DRAWS: Final = 500
 _BINS: Final = 15  # as `evaluate.calibration`
@@ -98,15 +100,18 @@ def sound(faults: Collection[str]) -> Rule:
     return Rule("sound", True, "the challenger's outputs and reference rows are finite and its probabilities sum to 1")
 
 
-def better_on_fresh(fresh: Comparison | None, alpha: float) -> Rule:
-    """Is it better beyond chance on what comes in now?"""
+def better_on_fresh(fresh: Comparison | None, alpha: float, unfair: int = 0) -> Rule:
+    """Is it better beyond chance on what comes in now? So many `unfair` rows do not count."""
     name = "better_on_fresh"
     if fresh is None:
-        return Rule(name, False, "there are no fresh labelled rows to judge on")
+        none = "there are no fresh labelled rows to judge on"
+        return Rule(name, False, f"{none}: {unfair} do not count, as they were {UNFAIR}" if unfair else none)
     numbers = (
         f"on {fresh.rows} fresh rows the challenger has {_percent(fresh.challenger)}, the champion "
         f"{_percent(fresh.champion)} (difference {_points(fresh.difference)}, p = {fresh.p_value:.3g})"
     )
+    if unfair:
+        numbers += f", without {unfair} that do not count, as they were {UNFAIR}"
     if smallest_p(fresh.rows) > alpha:
         return Rule(
             name,

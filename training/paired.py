@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +30,18 @@ class PairedAnswers:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def of(self, rows: Iterable[int]) -> PairedAnswers:
+        """The same of these rows alone."""
+        kept = list(rows)
+        labels, champion, challenger = (
+            tuple(each[row] for row in kept) for each in (self.labels, self.champion, self.challenger)
+        )
+        one, other = (
+            tuple(each[row] for row in kept) if each else ()
+            for each in (self.champion_confidence, self.challenger_confidence)
+        )
+        return PairedAnswers(labels, champion, challenger, one, other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from perennial.storage import Storage
 from training import captures as labelled
 from training import rollout_start
 from training.datasets import Row
+from training.fair_rows import labelling_of
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
 from training.material import original_data, pinned_rows, trained_on
@@ -196,6 +197,7 @@ def _judge(
             ],
             changed=changed,
             changed_before=before,
+            labelling=labelling_of(engine, manifest.version, everything, settings.monitor.window),
             limits=limits,
             threads=settings.train.threads,
             progress=progress,

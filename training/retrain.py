@@ -32,6 +32,7 @@ from training.candidates import Choice
 from training.captures import Captures
 from training.challenger import Challenger, make_challenger
 from training.datasets import Skipped
+from training.fair_rows import labelling_of
 from training.gate import GateDecision, evaluate, judge
 from training.gate_rules import gate_limits
 from training.meaning import ChangedClass, changed_before, changed_classes, inputs_unchanged
@@ -256,6 +257,7 @@ def _challenge(run: _Run, captures: Captures, arriving: Mapping[str, int], start
             old=[row for row in material.old if row.location not in unusable],
             changed=changed,
             changed_before=before,
+            labelling=labelling_of(run.engine, manifest.version, captures.fresh, settings.monitor.window),
             limits=run.limits,
             threads=settings.retrain_threads,
             progress=run.progress,

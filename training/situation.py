@@ -156,7 +156,9 @@ def _awaited(version: str, last: Event | None) -> tuple[int, float | None]:
         return 0, None
     gate = last.detail.get("gate") or {}
     champion = (gate.get("fresh") or {}).get("champion")
-    return int(gate.get("more_labels") or 0), champion["value"] if champion else None
+    # With fewer it could decide nothing, however they are chosen.
+    awaited = int(gate.get("more_random_labels") or gate.get("more_labels") or 0)
+    return awaited, champion["value"] if champion else None
 
 
 def _accuracy(check: Mapping[str, Any]) -> Estimate | None:

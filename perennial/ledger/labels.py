@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.schema import labels
+from perennial.ledger.schema import labels, predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +69,20 @@ def order(engine: sa.Engine, prediction_ids: Sequence[str]) -> dict[str, int]:
             )
             found.update({row.prediction_id: row.newest for row in connection.execute(query)})
     return found
+
+
+def labelling(
+    engine: sa.Engine, model_version: str, first: str, last: str, *, limit: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How sure a version was in its answers from one id to another, and which of them have a label and an image; of the
+    newest `limit`, newest first."""
+    has_label = sa.exists().where(labels.c.prediction_id == predictions.c.id)
+    query = (
+        sa.select(predictions.c.confidence, sa.and_(predictions.c.image_url.is_not(None), has_label))
+        .where(predictions.c.model_version == model_version, predictions.c.id.between(first, last))
+        .order_by(predictions.c.id.desc())
+        .limit(limit)
+    )
+    with reading(engine) as connection:
+        found = connection.execute(query).all()
+    return np.array([row[0] for row in found], np.float64), np.array([row[1] for row in found], np.bool_)

@@ -6,7 +6,6 @@ so that a corrected one counts as it is now.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from perennial.comparable import comparable
+from perennial.comparable import comparable, draw
 from perennial.ids import first_id
 from perennial.intervals import accuracy_interval
 from perennial.ledger import deployments, events
@@ -167,11 +166,13 @@ def tally(engine: sa.Engine, watch: Watch, new: Sequence[WatchedRow] = ()) -> Ta
         answered = connection.execute(newest).scalars().all() if rows else ()
     last = _last_labels(engine, [row.prediction_id for row in rows])
     by_image = {row.image_digest: row for row in sorted(rows, key=lambda row: last[row.prediction_id][0])}
+    sure = [row.live_confidence for row in by_image.values()]
     fair = comparable(
         answered,
-        [row.live_confidence for row in by_image.values()],
+        sure,
+        sure,
         [row.before_confidence for row in by_image.values()],
-        [_draw(watch, digest) for digest in by_image],
+        [draw(str(watch.deployment), digest) for digest in by_image],
     )
     counted = [(row, last[row.prediction_id][1]) for row, counts in zip(by_image.values(), fair, strict=True) if counts]
     right = [(row.live_answer == label, row.before_answer == label) for row, label in counted]
@@ -183,11 +184,6 @@ def tally(engine: sa.Engine, watch: Watch, new: Sequence[WatchedRow] = ()) -> Ta
         only_live=sum(live and not before for live, before in right),
         only_before=sum(before and not live for live, before in right),
     )
-
-
-def _draw(watch: Watch, digest: str) -> float:
-    """A number from 0 to 1, of an image in a watch always the same one."""
-    return int.from_bytes(hashlib.sha256(f"{watch.deployment}:{digest}".encode()).digest()[:8]) / 2**64
 
 
 def _given_since(watch: Watch) -> sa.Subquery:

@@ -362,3 +362,15 @@ def test_ids_sort_by_time_and_are_version_seven() -> None:
     assert ids == sorted(ids)
     assert {value[14] for value in ids} == {"7"}
     assert len({new_id() for _ in range(1000)}) == 1000
+
+
+def test_what_was_labelled_of_a_versions_answers(engine: sa.Engine) -> None:
+    rows = [prediction(number, confidence=0.5 + number / 64) for number in range(6)]
+    rows += [prediction(6, confidence=0.9, image_url=None), prediction(7, version="v2")]
+    predictions.record(engine, rows)
+    labels.add(engine, [Feedback(rows[at].id, "disc") for at in (0, 2, 4, 6, 7)])
+    sure, labelled = labels.labelling(engine, "v1", rows[1].id, rows[7].id, limit=10)
+    assert sure.tolist() == [0.9, *(0.5 + number / 64 for number in (5, 4, 3, 2, 1))]
+    assert sure[labelled].tolist() == [0.5 + 4 / 64, 0.5 + 2 / 64], "without an image nothing can be judged"
+    assert labels.labelling(engine, "v1", rows[0].id, rows[7].id, limit=2)[0].tolist() == [0.9, 0.5 + 5 / 64]
+    assert [len(each) for each in labels.labelling(engine, "v3", rows[0].id, rows[7].id, limit=2)] == [0, 0]
