@@ -12,12 +12,12 @@ from perennial.bundle import Bundle
 from perennial.comparable import comparable
 from perennial.ledger import EventKind, events
 from tests.training.retrain_world import World, truth
-from training import due
 from training.datasets import Row
 from training.fair_rows import fair_rows, in_windows
 from training.gate import Evidence, judge
 from training.gate_rules import UNFAIR, GateLimits, better_on_fresh
 from training.paired import PairedAnswers, compare
+from training.situation import read_situation
 
 WINDOWS, WINDOW, LABELS, JUDGED = 20, 1000, 50, 300
 #: Of models that have 80 % right and disagree about 14 % of the images: how unlike their doubts are, how far the images
@@ -146,4 +146,4 @@ def test_a_retrain_leaves_out_what_was_labelled_for_doubt(world: World) -> None:
     assert written is not None
     assert written.detail["gate"]["left_out"] == {UNFAIR: left_out}
     if result.outcome == "waiting":  # what it takes at random is waited for, no matter how they are chosen
-        assert due.read(world.engine, world.settings).awaited_labels == result.gate.more_random_labels
+        assert read_situation(world.engine, world.settings).awaited_labels == result.gate.more_random_labels
