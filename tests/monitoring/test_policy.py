@@ -41,6 +41,18 @@ CASES: list[tuple[str, dict[str, Any], bool, str]] = [
     ("accuracy lost, no input moved", LOST, True, "0.700"),
     ("a loss that could be chance", {**LOST, "loss_p_value": 0.01}, False, "could be chance"),
     (
+        "the same loss where drift was found: hardly chance",
+        {**LOST, "loss_p_value": 0.01, "verdict": Verdict.DATA_DRIFT},
+        True,
+        "0.950 -> 0.700 on 300 labels",
+    ),
+    (
+        "drift, and a loss that could be chance all the same",
+        {**LOST, "loss_p_value": 0.06, "verdict": Verdict.DATA_DRIFT},
+        False,
+        "could be chance",
+    ),
+    (
         "a loss that could be chance beside the reference, but not beside the answers before",
         {**LOST, "loss_p_value": 0.01, "errors_rose": Rise(300, 60, 0.04, 0.31)},
         True,
