@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,26 +16,52 @@ _NOTHING: Final = 4
 _BAD_DATA: Final = 3
 _SHOWN: Final = 20
 
+
+def _number(share: float) -> float:
+    if math.isnan(share):  # which is within no bounds, and beyond none
+        raise typer.BadParameter("not a number")
+    return share
+
+
 Count = Annotated[int, typer.Option("--count", min=1, help="How many images.")]
+AtRandom = Annotated[
+    float,
+    typer.Option(
+        "--random",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        callback=_number,
+        help="The share of them that is drawn at random: what the model is sure of and has wrong shows only there, so "
+        "without it accuracy looks too low and few better models pass the gate.",
+    ),
+]
+_HALF: Final = 0.5
 
 
 @app.command("queue")
-def queue(name: console.Name = None, count: Count = _SHOWN, as_json: console.Json = False) -> None:
-    """Show which unlabelled images of the live model tell the most: drifted, doubtful, unlike one another.
+def queue(
+    name: console.Name = None, count: Count = _SHOWN, at_random: AtRandom = _HALF, as_json: console.Json = False
+) -> None:
+    """Show which unlabelled images of the live model to label first.
+
+    In turn one of those that tell the most (drifted, doubtful, unlike one another) and one drawn at random from all.
 
     Exit code 4: there is nothing to label.
     """
     from rich.markup import escape
     from rich.table import Table
 
-    version, questions = _questions(name, count)
+    version, questions = _questions(name, count, at_random)
     if as_json:
         console.print_json({"model_version": version, "queue": questions})
     else:
-        table = Table("drift", "doubt", "confidence", "predicted", "prediction", "image", box=None)
+        table = Table("chosen", "drift", "doubt", "confidence", "predicted", "prediction", "image", box=None)
         for each in questions:
             shown = [f"{each[key]:.2f}" for key in ("drift", "doubt", "confidence")]
-            table.add_row(*shown, *(escape(each[key]) for key in ("predicted", "prediction_id", "image")))
+            table.add_row(
+                each["chosen"], *shown, *(escape(each[key]) for key in ("predicted", "prediction_id", "image"))
+            )
         console.out.print(table if questions else _why_empty())
     raise typer.Exit(0 if questions else _NOTHING)
 
@@ -44,15 +71,18 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; `.json` is for Label Studio, else CSV.")],
     name: console.Name = None,
     count: Count = 200,
+    at_random: AtRandom = _HALF,
     as_json: console.Json = False,
 ) -> None:
     """Write the images to label first to FILE: a CSV with an empty column `label`, or tasks for Label Studio.
+
+    They are what `perennial labels queue` shows, in the same order.
 
     Exit code 4: there is nothing to label, and nothing was written.
     """
     from perennial import label_files
 
-    version, found = _questions(name, count)
+    version, found = _questions(name, count, at_random)
     if not found:
         console.err.print(_why_empty(), markup=False)
         raise typer.Exit(_NOTHING)
@@ -62,10 +92,11 @@ def export(
     beside = out.with_name(out.name + ".part")
     beside.write_text(text, "utf-8")
     beside.replace(out)
+    drawn = sum(each.chosen == "random" for each in questions)
     if as_json:
-        console.print_json({"model_version": version, "file": str(out), "images": len(questions)})
+        console.print_json({"model_version": version, "file": str(out), "images": len(questions), "random": drawn})
     else:
-        console.out.print(f"{len(questions)} images to label: {out}", markup=False)
+        console.out.print(f"{len(questions)} images to label, {drawn} of them drawn at random: {out}", markup=False)
         console.out.print(f"when they are labelled: perennial labels import {out}", markup=False, style="dim")
 
 
@@ -124,17 +155,17 @@ def import_(
     raise typer.Exit(_BAD_DATA if missing or refused else 0)
 
 
-def _questions(name: str | None, count: int) -> tuple[str, list[dict[str, Any]]]:
-    """The live version, and the images of its window that are worth a label."""
+def _questions(name: str | None, count: int, at_random: float) -> tuple[str, list[dict[str, Any]]]:
+    """The live version, and what to label first of its window."""
     from monitoring.labelling_queue import queue_of_live
     from perennial.ledger import open_ledger
 
     settings = console.settings_for(name)
-    version, candidates = queue_of_live(open_ledger(settings.ledger_url), settings, count)
+    version, candidates = queue_of_live(open_ledger(settings.ledger_url), settings, count, at_random)
     return version, [
         {
             "prediction_id": each.prediction_id, "image": each.image_url, "predicted": each.predicted,
-            "confidence": each.confidence, "drift": each.drift, "doubt": each.doubt,
+            "confidence": each.confidence, "drift": each.drift, "doubt": each.doubt, "chosen": each.chosen,
         }
         for each in candidates
     ]  # fmt: skip

@@ -29,12 +29,12 @@ def comparable(
 ) -> NDArray[np.bool_]:
     """The images [N] on which the live model and another one can be compared fairly.
 
-    Where people label what the live model is unsure of (`perennial labels queue`, `serve.capture = uncertain`), it has
-    few of these right, and any other model looks better on them, be it no better at all. How likely an image is to
-    have a label, given how sure the live model is, shows in its answers. An image counts with the ratio of that at the
-    other model's confidence to that at its own (at most 1), so that those which count are chosen by both alike. Where
-    the labelled share is the same at every confidence, but for what chance makes of it (Pearson's test of homogeneity
-    over at most ten bins, at 0.05), every image counts.
+    Where people label what the live model is unsure of (half of what `perennial labels queue` names, all that
+    `serve.capture = uncertain` keeps), it has few of these right, and any other model looks better on them, be it no
+    better at all. How likely an image is to have a label, given how sure the live model is, shows in its answers. An
+    image counts with the ratio of that at the other model's confidence to that at its own (at most 1), so that those
+    which count are chosen by both alike. Where the labelled share is the same at every confidence, but for what chance
+    makes of it (Pearson's test of homogeneity over at most ten bins, at 0.05), every image counts.
 
     Args:
         answered: how sure the live model was in answers of that time, with a label or without.

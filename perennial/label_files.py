@@ -14,17 +14,19 @@ from perennial.errors import InvalidDataset
 from perennial.ledger.labels import Feedback
 
 Format = Literal["csv", "label-studio"]
+#: Why an image is asked about: it tells much, or it was drawn from all of them.
+Chosen = Literal["informative", "random"]
 
 _ID, _LABEL, _IMAGE = "prediction_id", "label", "image"
 #: The names that `labelling_config` gives its two controls, which a task's pre-annotation refers to.
 _CHOICE, _SHOWN = "label", "image"
-_COLUMNS: Final = (_ID, _IMAGE, "predicted", "confidence", "drift", "doubt", _LABEL)
+_COLUMNS: Final = (_ID, _IMAGE, "predicted", "confidence", "drift", "doubt", "chosen", _LABEL)
 _MOST_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An image to be labelled, with what the model said of it, and why it is asked about: `drift` and `doubt` are in
+    """An image to be labelled, with what the model said of it, and how it was `chosen`: `drift` and `doubt` are in
     0..1."""
 
     prediction_id: str
@@ -33,6 +35,7 @@ class Question:
     confidence: float
     drift: float
     doubt: float
+    chosen: Chosen
 
 
 def as_csv(questions: Sequence[Question]) -> str:
@@ -42,7 +45,7 @@ def as_csv(questions: Sequence[Question]) -> str:
     writer.writerow(_COLUMNS)
     for each in questions:
         numbers = (f"{value:.4f}" for value in (each.confidence, each.drift, each.doubt))
-        writer.writerow([each.prediction_id, each.image, each.predicted, *numbers, ""])
+        writer.writerow([each.prediction_id, each.image, each.predicted, *numbers, each.chosen, ""])
     return text.getvalue()
 
 
@@ -52,7 +55,7 @@ def as_label_studio(questions: Sequence[Question], model_version: str) -> str:
         {
             "data": {
                 _IMAGE: each.image, _ID: each.prediction_id, "drift": round(each.drift, 4),
-                "doubt": round(each.doubt, 4),
+                "doubt": round(each.doubt, 4), "chosen": each.chosen,
             },
             "predictions": [
                 {

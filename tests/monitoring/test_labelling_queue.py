@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from scipy import stats
+from typer.testing import CliRunner
 
+from commands.labels import app
 from monitoring.embedding import unlikeness
-from monitoring.labelling_queue import most_informative
+from monitoring.labelling_queue import Candidate, to_label
 from monitoring.window import Scores, Window, read_window, window_of
 from perennial import ledger
 from perennial.settings import Settings
@@ -37,6 +40,20 @@ def mixed(world: Any) -> Window:
     return replace(window_of([]), rows=200, scores=both, ids=ids, images=images)
 
 
+def most_informative(world: Any, window: Window, count: int) -> list[Candidate]:
+    found = to_label(world.reference(), window, count, at_random=0, key="v1")
+    assert {each.chosen for each in found} <= {"informative"}
+    return found
+
+
+def place(candidate: Candidate) -> int:
+    return int(candidate.prediction_id[1:])
+
+
+def chosen(candidates: list[Candidate]) -> list[str]:
+    return [each.chosen for each in candidates]
+
+
 def turned(images: Any) -> Any:
     return np.rot90(images, axes=(1, 2)).copy()
 
@@ -51,12 +68,12 @@ def test_rows_that_are_unlike_the_reference_are_told_from_the_others(world: Any,
 
 
 def test_drifted_images_come_first_and_not_all_alike(world: Any, mixed: Window) -> None:
-    found = most_informative(world.reference(), mixed, 30)
+    found = most_informative(world, mixed, 30)
     assert len({each.prediction_id for each in found}) == 30
-    drifted = [int(each.prediction_id[1:]) >= 160 for each in found]
+    drifted = [place(each) >= 160 for each in found]
     assert np.mean(drifted) > 0.5  # of a fifth of the window
     assert np.mean([each.doubt for each in found]) > 0.2
-    points = mixed.scores.embedding[[int(each.prediction_id[1:]) for each in found]]
+    points = mixed.scores.embedding[[place(each) for each in found]]
     worth = sorted(range(160, 200), key=lambda at: mixed.scores.confidence[at])[:30]
     apart = [
         np.linalg.norm(some[:, None] - some[None], axis=2).mean() for some in (points, mixed.scores.embedding[worth])
@@ -67,15 +84,85 @@ def test_drifted_images_come_first_and_not_all_alike(world: Any, mixed: Window) 
 def test_what_has_a_label_or_no_image_is_not_asked_about(world: Any, mixed: Window) -> None:
     labels = tuple("1" if at % 2 else None for at in range(200))
     images = tuple(None if at % 4 == 0 else f"i{at}" for at in range(200))
-    found = most_informative(
-        world.reference(), replace(mixed, scores=replace(mixed.scores, labels=labels), images=images), 500
+    some = replace(mixed, scores=replace(mixed.scores, labels=labels), images=images)
+    for at_random in (0, 0.5, 1):
+        found = to_label(world.reference(), some, 500, at_random=at_random, key="v1")
+        assert {place(each) % 4 for each in found} == {2}
+        assert len(found) == 50
+        assert chosen(found).count("random") == 50 * at_random
+    every = replace(mixed, scores=replace(mixed.scores, labels=("1",) * 200))
+    assert to_label(world.reference(), every, 10, at_random=0.5, key="v1") == []
+
+
+@pytest.mark.parametrize("scores", ["embedding", "probabilities"])
+def test_what_is_not_all_numbers_is_drawn_but_not_called_informative(world: Any, mixed: Window, scores: str) -> None:
+    damaged = getattr(mixed.scores, scores).copy()
+    damaged[:100] = np.nan
+    some = replace(mixed, scores=replace(mixed.scores, **{scores: damaged}))
+    assert {place(each) >= 100 for each in most_informative(world, some, 500)} == {True}
+    drawn = to_label(world.reference(), some, 500, at_random=1, key="v1")
+    assert sorted(map(place, drawn)) == list(range(200))
+    unknown = [each.drift if scores == "embedding" else each.doubt for each in drawn if place(each) < 100]
+    assert unknown == [0.5] * 100
+    assert np.isfinite([(each.drift, each.doubt, each.confidence) for each in drawn]).all()
+    both = to_label(world.reference(), some, 200, at_random=0.5, key="v1")
+    assert chosen(both).count("random") == 100
+    assert {place(each) >= 100 for each in both if each.chosen == "informative"} == {True}
+
+
+@pytest.mark.parametrize(("at_random", "expected"), [(0, 0), (0.1, 2), (0.25, 5), (0.5, 10), (0.77, 15), (1, 20)])
+def test_the_share_is_kept_and_both_kinds_come_in_turn(
+    world: Any, mixed: Window, at_random: float, expected: int
+) -> None:
+    found = to_label(world.reference(), mixed, 20, at_random=at_random, key="v1")
+    assert len({each.prediction_id for each in found}) == 20
+    assert chosen(found).count("random") == expected
+    for stop in range(1, 21):
+        assert abs(chosen(found[:stop]).count("random") - stop * at_random) <= 0.5
+
+
+def test_the_informative_ones_are_the_most_informative_of_what_was_not_drawn(world: Any, mixed: Window) -> None:
+    found = to_label(world.reference(), mixed, 40, at_random=0.5, key="v1")
+    assert chosen(found) == ["informative", "random"] * 20
+    drawn = {place(each) for each in found if each.chosen == "random"}
+    labels = tuple("1" if at in drawn else None for at in range(200))
+    rest = most_informative(world, replace(mixed, scores=replace(mixed.scores, labels=labels)), 20)
+    assert [each for each in found if each.chosen == "informative"] == rest
+
+
+def test_every_image_is_drawn_as_often_as_any_other(world: Any, mixed: Window) -> None:
+    small = replace(
+        mixed, scores=mixed.scores.take(np.arange(150, 200)), ids=mixed.ids[150:], images=mixed.images[150:]
     )
-    assert {int(each.prediction_id[1:]) % 4 for each in found} == {2}
-    assert len(found) == 50
-    damaged = mixed.scores.embedding.copy()
-    damaged[7] = np.nan
-    some = most_informative(world.reference(), replace(mixed, scores=replace(mixed.scores, embedding=damaged)), 500)
-    assert "p7" not in {each.prediction_id for each in some}
+    times, first = np.zeros(50), np.zeros(50)
+    for key in range(60):
+        found = to_label(world.reference(), small, 20, at_random=0.5, key=str(key))
+        drawn = [place(each) - 150 for each in found if each.chosen == "random"]
+        times[drawn] += 1
+        first[drawn[0]] += 1
+    expected = 60 * 10 / 50
+    # A draw without replacement scatters less than chi-squared, by the share that is left.
+    assert stats.chi2.sf(((times - expected) ** 2 / expected).sum() / 0.8, 49) > 0.01
+    assert first.max() <= 6
+    drifted = times[10:].mean() / times.mean()  # 40 of the 50 are turned, and come first elsewhere
+    assert 0.9 < drifted < 1.1
+
+
+def test_the_draw_stays_until_something_is_labelled_and_then_goes_on(world: Any, mixed: Window) -> None:
+    def drawn(window: Window, count: int = 20, key: str = "v1") -> list[str]:
+        found = to_label(world.reference(), window, count, at_random=1, key=key)
+        return [each.prediction_id for each in found]
+
+    once = drawn(mixed)
+    assert drawn(mixed) == once
+    assert drawn(mixed, 30)[:20] == once
+    assert drawn(mixed, key="v2") != once
+    turned_round = replace(
+        mixed, scores=mixed.scores.take(np.arange(200)[::-1]), ids=mixed.ids[::-1], images=mixed.images[::-1]
+    )
+    assert drawn(turned_round) == once  # by what the images are, not by where they stand
+    labels = tuple("1" if f"p{at}" in once[:10] else None for at in range(200))
+    assert drawn(replace(mixed, scores=replace(mixed.scores, labels=labels)))[:10] == once[10:]
 
 
 def perennial(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,8 +179,12 @@ def test_the_queue_goes_out_to_a_file_and_labels_come_back(
     sent = deployed.send(100)
     file = tmp_path / "to label.csv"
     done = perennial(watched_settings, "labels", "export", str(file), "--count", "30", "--json")
-    assert (done.returncode, json.loads(done.stdout)["images"]) == (0, 30), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "model_version": deployed.version, "file": str(file), "images": 30, "random": 15
+    }  # fmt: skip
     rows = list(csv.DictReader(file.read_text("utf-8").splitlines()))
+    assert [row["chosen"] for row in rows] == ["informative", "random"] * 15
     by_image = dict(zip([f"file:///captures/{at}.png" for at in range(100)], sent.labels, strict=True))
     for row in rows[:20]:
         row["label"] = by_image[row["image"]]
@@ -116,6 +207,7 @@ def test_the_queue_goes_out_to_a_file_and_labels_come_back(
     again = perennial(watched_settings, "labels", "import", str(file), "--json")
     assert json.loads(again.stdout)["changed"] == 0
     queued = json.loads(perennial(watched_settings, "labels", "queue", "--count", "200", "--json").stdout)["queue"]
+    assert [each["chosen"] for each in queued] == ["informative", "random"] * 39 + ["informative"]
     assert len(queued) == 79  # who gave a label that is no class yet was asked, and is not asked again
     status = json.loads(perennial(watched_settings, "status", "--json").stdout)
     assert status["window"]["labelled"] == 20
@@ -124,4 +216,16 @@ def test_the_queue_goes_out_to_a_file_and_labels_come_back(
     studio = tmp_path / "tasks.json"
     assert perennial(watched_settings, "labels", "export", str(studio)).returncode == 0
     assert len(json.loads(studio.read_text("utf-8"))) == 79
+    assert json.loads(studio.read_text("utf-8"))[1]["data"]["chosen"] == "random"
+    table = perennial(watched_settings, "labels", "queue", "--count", "5", "--random", "1").stdout.splitlines()
+    assert table[0].split()[0] == "chosen"
+    assert [line.split()[0] for line in table[1:]] == ["random"] * 5
     engine.dispose()
+
+
+@pytest.mark.parametrize("command", [["queue"], ["export", "to-label.csv"]])
+@pytest.mark.parametrize("share", ["1.1", "-0.1", "nan", "half"])
+def test_a_share_that_is_none_is_refused(home: Path, command: list[str], share: str) -> None:
+    done = CliRunner().invoke(app, [*command, "--random", share])
+    assert done.exit_code == 2
+    assert "--random" in done.output

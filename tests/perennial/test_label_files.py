@@ -15,9 +15,9 @@ from perennial.label_files import Question
 from perennial.ledger.labels import Feedback
 
 QUESTIONS = [
-    Question("p1", "s3://images/1.jpg", "dog", 0.61, 0.98, 0.7),
-    Question("p2", "s3://images/2.jpg", 'cat, "wild"', 0.5, 0.9, 0.99),
-    Question("p3", "s3://images/3.jpg", "dog", 0.99, 0.7, 0.01),
+    Question("p1", "s3://images/1.jpg", "dog", 0.61, 0.98, 0.7, "informative"),
+    Question("p2", "s3://images/2.jpg", 'cat, "wild"', 0.5, 0.9, 0.99, "random"),
+    Question("p3", "s3://images/3.jpg", "dog", 0.99, 0.7, 0.01, "informative"),
 ]
 
 
@@ -30,6 +30,7 @@ def test_a_csv_is_filled_in_and_read_back(tmp_path: Path) -> None:
     rows = list(csv.DictReader(label_files.as_csv(QUESTIONS).splitlines()))
     assert [row["prediction_id"] for row in rows] == ["p1", "p2", "p3"]
     assert rows[1]["predicted"] == 'cat, "wild"'
+    assert [row["chosen"] for row in rows] == ["informative", "random", "informative"]
     assert {row["label"] for row in rows} == {""}
     rows[0]["label"], rows[1]["label"] = " dog ", 'cat, "wild"'
     with (tmp_path / "filled.csv").open("w", encoding="utf-8-sig", newline="") as file:  # as spreadsheets save it
@@ -40,6 +41,11 @@ def test_a_csv_is_filled_in_and_read_back(tmp_path: Path) -> None:
         Feedback("p1", "dog", "ann"),
         Feedback("p2", 'cat, "wild"', "ann"),
     ]
+
+
+def test_a_csv_written_before_it_said_how_each_was_chosen_is_read(tmp_path: Path) -> None:
+    before = "prediction_id,image,predicted,confidence,drift,doubt,label\np1,s3://images/1.jpg,dog,0.6,0.9,0.7,cat\n"
+    assert label_files.read(write(tmp_path / "before.csv", before)) == [Feedback("p1", "cat")]
 
 
 def annotated(task: dict[str, Any], *choices: list[str] | None) -> dict[str, Any]:
@@ -56,6 +62,7 @@ def annotated(task: dict[str, Any], *choices: list[str] | None) -> dict[str, Any
 def test_tasks_for_label_studio_hold_the_models_answer_and_come_back_with_peoples(tmp_path: Path) -> None:
     tasks = json.loads(label_files.as_label_studio(QUESTIONS, "v1"))
     assert [task["data"]["image"] for task in tasks] == [each.image for each in QUESTIONS]
+    assert [task["data"]["chosen"] for task in tasks] == ["informative", "random", "informative"]
     (guess,) = tasks[0]["predictions"]
     assert (guess["model_version"], guess["score"]) == ("v1", 0.61)
     assert guess["result"][0]["value"] == {"choices": ["dog"]}
