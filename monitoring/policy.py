@@ -20,12 +20,11 @@ class RetrainDecision:
 class Situation:
     """What the decision rests on.
 
-    `labelled` is None where there are fewer labels than `monitor.min_labels`; `loss_p_value` is the one-sided test
-    that the labelled accuracy is below the reference's, `alpha` what counts as beyond chance in every window. `captures` is how many
-    labelled images are at hand to train on; `seconds_since_retrain`, or since a rollback, is None where there was none.
-    `withheld` says why there is no estimate; `errors_rose` that the version's labelled answers, over all windows, are
-    under a rise of errors.
-    """
+    `labelled` is None where there are fewer labels than `monitor.min_labels`; `loss_p_value` is the one-sided test that
+    the labelled accuracy is below the reference's, `alpha` what counts as beyond chance in every window. `captures` is
+    how many labelled images are at hand to train on; `seconds_since_retrain`, or since a rollback, is None where there
+    was none. `withheld` says why there is no estimate; `errors_rose` that the version's labelled answers, over all
+    windows, are under a rise of errors."""
 
     verdict: Verdict
     reference: Accuracy | None
@@ -45,10 +44,9 @@ def is_lost(situation: Situation, settings: RetrainSettings) -> bool:
     Than the reference's, or than the version's own labelled answers before: a reference of a few dozen held-out rows
     can show little, where hundreds of labels have shown how good the model was.
 
-    Every window is asked, so that by labels alone a loss has to be most unlikely to be chance. Where drift was found, it
-    was hardly chance, and what is left to tell is whether it costs anything: `retrain.alpha` will do, as for the gate
-    that judges afterwards.
-    """
+    Every window is asked, so that by labels alone a loss has to be most unlikely to be chance. Where drift was found,
+    it was hardly chance, and what is left to tell is whether it costs anything: `retrain.alpha` will do, as for the
+    gate that judges afterwards."""
     reference, labelled = situation.reference, situation.labelled
     if reference is None or labelled is None:
         return False

@@ -47,7 +47,8 @@ class PairedAnswers:
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Both accuracies on one slice with Wilson intervals, their paired difference (challenger - champion) with an
-    adjusted Wald interval (Bonett and Price, 2012), and McNemar's one-sided mid-p of the challenger being no better. `only_*`: rows that only that model answers correctly; `differ`: those on which the two differ."""
+    adjusted Wald interval (Bonett and Price, 2012), and McNemar's one-sided mid-p of the challenger being no better.
+    `only_*`: rows that only that model answers correctly; `differ`: those on which the two differ."""
 
     rows: int
     champion: Estimate
