@@ -24,7 +24,8 @@ class Situation:
     the labelled accuracy is below the reference's, `alpha` what counts as beyond chance in every window. `captures` is
     how many labelled images are at hand to train on; `seconds_since_retrain`, or since a rollback, is None where there
     was none. `withheld` says why there is no estimate; `errors_rose` that the version's labelled answers, over all
-    windows, are under a rise of errors."""
+    windows, are under a rise of errors.
+    """
 
     verdict: Verdict
     reference: Accuracy | None
@@ -46,7 +47,8 @@ def is_lost(situation: Situation, settings: RetrainSettings) -> bool:
 
     Every window is asked, so that by labels alone a loss has to be most unlikely to be chance. Where drift was found,
     it was hardly chance, and what is left to tell is whether it costs anything: `retrain.alpha` will do, as for the
-    gate that judges afterwards."""
+    gate that judges afterwards.
+    """
     reference, labelled = situation.reference, situation.labelled
     if reference is None or labelled is None:
         return False
