@@ -208,9 +208,7 @@ class Clients:
     """Threads that send all the time and keep every answer: `image`, or each a picture of its own. The `pause`, in
     seconds, leaves the processor to what is tested."""
 
-    def __init__(
-        self, server: Server, threads: int = 4, *, image: bytes | None = None, pause: float = 0.01
-    ) -> None:
+    def __init__(self, server: Server, threads: int = 4, *, image: bytes | None = None, pause: float = 0.01) -> None:
         self._pause = pause
         self._server = server
         self._image = image
