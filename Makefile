@@ -28,7 +28,7 @@ demo: $(STAMP)   ## the whole loop, live: train, serve, drift, retrain, swap, ro
 	$(BIN)/perennial demo
 
 test: $(STAMP)   ## the whole test suite
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .

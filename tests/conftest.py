@@ -15,8 +15,10 @@ from pathlib import Path
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="perennial-run-"))
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-# `make test` runs as many tests at once as there are cores: threads of one would only wait for another's.
+# `make test` runs as many tests at once as there are cores: threads of one would only wait for another's, and those of
+# torch burn the processor while they wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import httpx
 import pytest
@@ -36,6 +38,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in list(os.environ):
         if variable.startswith("PERENNIAL_") and variable != _TEST_DATA:
             monkeypatch.delenv(variable)
+    monkeypatch.setenv("PERENNIAL_TRAIN__THREADS", "1")  # of a command that a test starts, for the reason above
 
 
 @pytest.fixture

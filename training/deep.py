@@ -82,6 +82,7 @@ class Trainer:
         self._written: list[Checkpoint] = []
         self._augmentation: Augmentation | None = None
         self._paces: dict[str, tuple[float, float]] = {}
+        self._seeing: tuple[Backbone, embedder.Embedder] | None = None  # what was asked for features last
         self.final_rows: Indexes = selection.final
 
     def keep_what_was_tried(self) -> None:
@@ -157,7 +158,9 @@ class Trainer:
             cut = images.seen(rows).numpy()[:, margin : margin + side, margin : margin + side]
             return np.ascontiguousarray(change(cut) if change else cut)
 
-        found = embedder.compiled(backbone, seen(few[0][:2]), threads=self.threads)
+        if self._seeing is None or self._seeing[0] is not backbone:
+            self._seeing = backbone, embedder.compiled(backbone, seen(few[0][:2]), threads=self.threads)
+        found = self._seeing[1]
         with ThreadPoolExecutor(self.threads) as pool:
             return np.concatenate(list(pool.map(lambda rows: found(seen(rows)), few)))
 

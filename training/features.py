@@ -173,9 +173,24 @@ def _network(
             found = store.find(digests)
             if all(digest in found for digest in digests):
                 return store, found, None
-    forward = embedder.compiled(backbone, _some(rows, backbone.rule, limits), threads=threads)
+    forward = _compiled(rows, backbone, threads, limits)
     store = opened.enter_context(FeatureCache(paths[forward.arithmetic], backbone.width))
     return store, store.find(digests), forward
+
+
+#: The network that was compiled last, by what its features depend on and its threads: a retrain embeds several lists of
+#: images with the same one, and to compile it takes a second or more.
+_last: dict[tuple[str, int], embedder.Embedder] = {}
+
+
+def _compiled(rows: Sequence[Row], backbone: Backbone, threads: int, limits: ImageLimits) -> embedder.Embedder:
+    key = (cache_key(backbone), threads)
+    found = _last.get(key)
+    if found is None:
+        _last.clear()  # before another one needs memory
+        found = embedder.compiled(backbone, _some(rows, backbone.rule, limits), threads=threads)
+        _last[key] = found
+    return found
 
 
 def _some(rows: Sequence[Row], rule: InputRule, limits: ImageLimits) -> Pixels:

@@ -186,6 +186,7 @@ def test_the_cost_of_a_check_is_measured_from_the_shell_in_a_ledger_like_a_real_
     monkeypatch.setattr(cost, "_IMAGES", 120)
     monkeypatch.setattr(cost, "_BLOCK", 600)
     monkeypatch.setattr(cost, "_CHECKS", 3)
+    monkeypatch.setenv("PERENNIAL_MONITOR__REPORT", "never")  # so that Evidently is imported by the benchmark only
     monkeypatch.setenv("PERENNIAL_MONITOR__MIN_ROWS", "601")  # nothing is drawn: a few checks in a second each
     told: list[str] = []
     (found,) = cost.measure(

@@ -58,7 +58,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
         files.append(path)
     images = datasets.load(str(folder / "data"), validation=0.15, test=0.5, seed=0)
     request = FitRequest(
-        images, "digits", "mobilenet_v3_small", "builtin", "linear_probe", SIDE, seed=0, threads=2, int8=True
+        images, "digits", "mobilenet_v3_small", "builtin", "linear_probe", SIDE, seed=0, threads=1, int8=True
     )
     bundle = fit(request, bundles=folder / "models", cache=folder / "cache", limits=ImageLimits()).bundle
     sent = [path.read_bytes() for path in files[420:]]

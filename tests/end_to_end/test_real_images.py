@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WINDOW = 300
+COMPARED = 100  # with torch, which takes its time; test_agreement.py compares more
 
 
 def shuffled(folder: Path) -> list[Path]:
@@ -78,6 +79,7 @@ def test_photos_then_sketches(
         "PERENNIAL_SERVE__SWAP_INTERVAL": "0.25",
         "PERENNIAL_MONITOR__WINDOW": str(WINDOW),
         "PERENNIAL_MONITOR__MIN_ROWS": str(WINDOW),
+        "PERENNIAL_MONITOR__REPORT": "never",  # the demo's are looked at; it is the verdicts that matter here
     }.items():
         monkeypatch.setenv(variable, value)
     photos, sketches = shuffled(test_data / "pacs" / "photo"), shuffled(test_data / "pacs" / "sketch")
@@ -99,10 +101,10 @@ def test_photos_then_sketches(
     with served(free_port, home / "server.log", keep=False) as server, Client(server.url) as client:
         answers = client.send(held_out[:WINDOW])
         truth = [path.parent.name for path in held_out[:WINDOW]]
-        by_torch = labels_by_torch(Path(trained["bundle"]), weights, held_out[:WINDOW])
-        figures["held-out photos"] = _agreement([answer["label"] for answer in answers], truth)
-        figures["held-out photos, by torch"] = _agreement(by_torch, truth)
-        figures["served labels that are torch's"] = _agreement([answer["label"] for answer in answers], by_torch)
+        served_labels = [answer["label"] for answer in answers]
+        by_torch = labels_by_torch(Path(trained["bundle"]), weights, held_out[:COMPARED])
+        figures["held-out photos"] = _agreement(served_labels, truth)
+        figures["served labels that are torch's"] = _agreement(served_labels[:COMPARED], by_torch)
         check = perennial("monitor", "--json").json()
         figures["verdict on photos"] = check["verdict"]
 
@@ -146,7 +148,6 @@ def test_photos_then_sketches(
     assert figures["verdict on photos"] == "ok"
     assert figures["held-out photos"] >= 0.97
     assert figures["served labels that are torch's"] >= 0.99
-    assert abs(figures["held-out photos"] - figures["held-out photos, by torch"]) <= 0.005
     assert figures["verdict on sketches"] == "data_drift"
     assert figures["sketches, before"] < 0.40
     assert figures["other sketches, after"] >= 0.60

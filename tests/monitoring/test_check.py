@@ -36,6 +36,7 @@ def only(events: list[ledger.events.Event], kind: EventKind) -> ledger.events.Ev
     return found
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_model_healthy_then_dark_then_turned_then_labelled(
     engine: sa.Engine, watched_settings: Settings, deploy: Any
 ) -> None:
@@ -93,12 +94,6 @@ def test_a_model_healthy_then_dark_then_turned_then_labelled(
     rows = ledger.checks.latest(engine, "digits", 100)
     assert len(rows) == 8
     assert ledger.checks.count_by_verdict(engine, "digits")["data_drift"] == 4
-    storage = Storage(watched_settings.blobs_url)
-    for row in rows[:-1]:
-        assert row.report_url is not None
-        assert row.report_url == row.detail["report_url"]
-        assert storage.read(storage.key_of(row.report_url)).lstrip()[:5].lower() in (b"<html", b"<!doc")
-    assert rows[-1].report_url is None, "nothing was tested, so there is nothing to show"
 
 
 def test_evidently_shows_the_numbers_that_the_verdict_rests_on(world: Any) -> None:
@@ -121,20 +116,27 @@ def test_evidently_shows_the_numbers_that_the_verdict_rests_on(world: Any) -> No
     assert {"Accuracy", "RecallByLabel"} <= set(shown)
 
 
-def test_a_report_is_drawn_when_it_is_wanted(sqlite: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
-    model = deploy(sqlite, watched_settings)
+def test_a_report_is_drawn_when_it_is_wanted(engine: sa.Engine, watched_settings: Settings, deploy: Any) -> None:
+    model = deploy(engine, watched_settings)
+    assert run_check(engine, watched_settings).report_url is None, "nothing was tested, so there is nothing to show"
     drawn = {}
     for seed, change in enumerate((None, dark)):
         model.send(change=change, seed=seed)
-        for wanted in ("drift", "never"):
+        for wanted in ("always", "drift", "never") if change is None else ("drift", "never"):
             monitor = watched_settings.monitor.model_copy(update={"report": wanted})
-            check = run_check(sqlite, watched_settings.model_copy(update={"monitor": monitor}))
+            check = run_check(engine, watched_settings.model_copy(update={"monitor": monitor}))
             assert check.families, "the numbers are there in any case"
             drawn[str(check.verdict), wanted] = check.report_url is not None
     assert drawn == {
-        ("ok", "drift"): False, ("ok", "never"): False,
+        ("ok", "always"): True, ("ok", "drift"): False, ("ok", "never"): False,
         ("sensor_shift", "drift"): True, ("sensor_shift", "never"): False,
     }  # fmt: skip
+    storage, rows = Storage(watched_settings.blobs_url), ledger.checks.latest(engine, "digits", 100)
+    assert [row.report_url is not None for row in reversed(rows)] == [False, *drawn.values()]
+    for row in rows:
+        assert row.report_url == row.detail.get("report_url")
+        if row.report_url is not None:
+            assert storage.read(storage.key_of(row.report_url)).lstrip()[:5].lower() in (b"<html", b"<!doc")
 
 
 def test_a_few_images_like_nothing_known_are_told_and_shown(
@@ -250,6 +252,7 @@ def test_the_window_is_of_the_newest_rows_precision_alone(
     assert (check.verdict, check.rows, check.precision) == ("ok", 250, "float32")
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_labels_that_agree_leave_half_labelled_traffic_ok(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:
@@ -351,6 +354,7 @@ def test_only_rows_of_the_live_version_are_looked_at(
     assert (check.verdict, check.model_version, check.rows) == ("ok", model.version, 300)
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_rows_a_model_was_trained_on_do_not_judge_its_outputs(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, world: Any
 ) -> None:

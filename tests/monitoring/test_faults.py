@@ -369,6 +369,7 @@ def checks_running(settings: Settings) -> list[int]:
     return found
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_the_watcher_goes_on_after_a_check_that_was_killed(
     sqlite: sa.Engine, watched_settings: Settings, deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,7 +434,8 @@ def test_a_database_that_goes_away_amid_a_check_and_under_the_watcher(
         with pytest.raises(LedgerUnavailable):
             run_check(engine, settings)
 
-    for variable, value in {"DATABASE_URL": postgres_url, "NAME": "digits", "MONITOR__PORT": "0"}.items():
+    variables = {"DATABASE_URL": postgres_url, "NAME": "digits", "MONITOR__PORT": "0", "MONITOR__REPORT": "never"}
+    for variable, value in variables.items():
         monkeypatch.setenv(f"PERENNIAL_{variable}", value)
     with watching(tmp_path / "cwd") as log:
         wait_for(lambda: "the check failed with exit code 1; the next one is tried as planned" in log())

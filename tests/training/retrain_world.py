@@ -78,7 +78,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def champion(photos: Path, checkpoint: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     images = datasets.load(str(photos), validation=0.15, test=0.3, seed=SEED)
-    request = FitRequest(images, "default", "squeezenet1_1", str(checkpoint), "linear_probe", SIDE, SEED, 2)
+    request = FitRequest(images, "default", "squeezenet1_1", str(checkpoint), "linear_probe", SIDE, SEED, 1)
     return fit(request, bundles=tmp_path_factory.mktemp("champion"), cache=shared_cache, limits=ImageLimits()).bundle
 
 
@@ -164,7 +164,7 @@ class World:
 
 #: What the tests set, by section.
 CHOSEN: Final[dict[str, dict[str, Any]]] = {
-    "train": {"threads": 2, "test": 0.3},
+    "train": {"threads": 1, "test": 0.3},
     "retrain": {"fresh_holdout": 0.4, "min_labels": 60, "margin": 0.04},
 }
 

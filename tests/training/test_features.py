@@ -117,13 +117,31 @@ def test_the_simple_features_come_along_and_other_backbones_share_them(
     assert len(list((tmp_path / "embeddings").glob("simple-*"))) == 1
 
 
+def test_the_same_network_is_compiled_once_for_lists_one_after_the_other(
+    shape_images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[int] = []
+    compile_it = embedder.compiled
+    monkeypatch.setattr(
+        embedder, "compiled", lambda one, *given, **named: compiled.append(one.seed) or compile_it(one, *given, **named)
+    )
+    first, other = (backbones.load("squeezenet1_1", "none", image_size=48, seed=seed) for seed in (11, 12))
+    halves = shape_images.rows[:30], shape_images.rows[30:]
+    found = [features.embed(half, first, tmp_path, threads=1).features for half in halves]
+    assert compiled == [11]
+    assert not np.allclose(features.embed(halves[0], other, tmp_path, threads=1).features, found[0], atol=1e-3)
+    again = features.embed(shape_images.rows, first, tmp_path / "anew", threads=1).features
+    assert np.array_equal(again, np.concatenate(found))
+    assert compiled == [11, 12, 11]
+
+
 def test_simple_features_alone_are_made_up_for_without_the_network(
     shape_images: LabelledImages, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = features.embed(shape_images.rows, backbone, tmp_path, threads=1)
     (simple,) = (tmp_path / "embeddings").glob("simple-*")
     shutil.rmtree(simple)
-    monkeypatch.setattr(embedder, "compiled", None)
+    monkeypatch.setattr(features, "_compiled", None)
     again = features.embed(shape_images.rows, backbone, tmp_path, threads=1)
     assert again.cached == 0
     assert np.array_equal(first.simple, again.simple)

@@ -64,6 +64,12 @@ def run(backbone: Backbone, images: tuple[Images, Images], fabric: Any, tmp_path
     return run
 
 
+def same(one: Finetuned, other: Finetuned) -> bool:
+    """Are they, to the last bit?"""
+    these, those = states(one), states(other)
+    return all(torch.equal(value, those[name]) for name, value in these.items())
+
+
 def states(found: Finetuned) -> dict[str, torch.Tensor]:
     return dict(found.backbone.network.state_dict()) | {"head": torch.from_numpy(found.head.weight)}
 
@@ -157,7 +163,7 @@ def test_strides_in_float32_compute_the_same_and_leave_the_network_as_it_was(bac
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(run: Callable[..., Finetuned]) -> None:
     first, again, other = run(), run(), run(seed=1)
-    assert all(torch.equal(value, states(again)[name]) for name, value in states(first).items())
+    assert same(first, again)
     assert not torch.equal(states(first)["head"], states(other)["head"])
 
 
@@ -177,7 +183,7 @@ def test_an_interrupted_run_goes_on_exactly_where_it_was(run: Callable[..., Fine
     steps: list[Step] = []
     resumed = run(checkpoint=checkpoint, progress=steps.append)
     assert sum(step.stage == "training" for step in steps) == 2  # the steps of one epoch
-    assert all(torch.equal(value, states(resumed)[name]) for name, value in states(whole).items())
+    assert same(whole, resumed)
     assert [point.accuracy for point in resumed.curve] == [point.accuracy for point in whole.curve]
     assert not list(tmp_path.glob("*.partial"))
 
@@ -195,7 +201,7 @@ def test_what_drops_out_is_the_same_in_a_resumed_run(run: Callable[..., Finetune
         run(recipe, backbone=start, checkpoint=checkpoint, record=stop_after_the_first)
     for _ in range(2):  # the second time there is nothing left to do
         resumed = run(recipe, backbone=start, checkpoint=checkpoint)
-        assert all(torch.equal(value, states(resumed)[name]) for name, value in states(whole).items())
+        assert same(whole, resumed)
 
 
 def test_each_epoch_says_how_it_went(run: Callable[..., Finetuned]) -> None:
@@ -219,7 +225,7 @@ def test_another_runs_checkpoint_or_a_damaged_one_is_not_used(run: Callable[...,
     path.write_bytes(b"scribbled over")
     again = run(checkpoint=Checkpoint(path, "this run"))
     for found in (other, again):
-        assert all(torch.equal(value, states(found)[name]) for name, value in states(first).items())
+        assert same(first, found)
 
 
 def test_a_row_without_weight_is_never_learnt_from(
@@ -281,4 +287,4 @@ def test_trainings_on_one_pool_share_views_and_come_out_the_same(
     assert views(cold)[-1].total == 3 * 40  # of all the pool, whichever part is learnt from
     assert not views(warm)
     assert views(longer)[-1].total == 2 * 40
-    assert all(torch.equal(value, states(alone)[name]) for name, value in states(second).items())
+    assert same(second, alone)

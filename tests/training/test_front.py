@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,18 @@ def test_it_computes_what_torch_does_on_any_number_of_threads(
     front = Front(module.eval(), backbone, fabric())
     assert not front.empty
     torch.testing.assert_close(front(VIEWS), of_torch(module, backbone), atol=1e-3, rtol=1e-3)
+
+
+def test_other_weights_under_the_same_name_are_not_taken_for_those_compiled_last(backbone: Backbone) -> None:
+    module, _ = stages.split(backbone, 2)
+    before = Front(module.eval(), backbone, fabric())(VIEWS)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.mul_(1.1)
+    found = Front(other, backbone, fabric())(VIEWS)
+    torch.testing.assert_close(found, of_torch(other, backbone), atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(found, before, atol=1e-2)
 
 
 def test_in_half_precision_the_numbers_are_float32s_rounded(backbone: Backbone) -> None:

@@ -33,7 +33,6 @@ app.command()(import_model.import_model)
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `perennial import ...` on one thread; an error of ours is raised."""
-    monkeypatch.setenv("PERENNIAL_TRAIN__THREADS", "1")
     monkeypatch.setattr(console.invocation, "config", None)
 
     def call(*arguments: str) -> Result:

@@ -24,7 +24,7 @@ from training.together import Hardware, Job, Workplace
 from training.views import Images
 
 SIDE = 48
-EPOCHS = 4
+EPOCHS = 2
 LEARNT = 33  # the last batch has one image: fewer than there are processes
 HARDWARE = Hardware("cpu", "32-true")
 #: Sums of float32 in another order differ in the last bits (1e-6 was seen), and AdamW divides by the gradient's own

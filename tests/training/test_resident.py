@@ -33,7 +33,7 @@ from training.resident import taken
 from training.rungs import nearest, probe
 from training.selection import select
 
-rows, width, classes = 20_000, 1280, 7
+rows, width, classes = 12_000, 1280, 7
 random = np.random.default_rng(0)
 labels = np.arange(rows) % classes
 centres = 0.15 * random.normal(size=(classes, width)).astype(np.float32)

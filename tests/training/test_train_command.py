@@ -24,7 +24,6 @@ app.command()(train.train)
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `perennial train ...` on one thread; an error of ours is raised."""
-    monkeypatch.setenv("PERENNIAL_TRAIN__THREADS", "1")
     monkeypatch.setattr(console.invocation, "config", None)
 
     def call(*arguments: str) -> Result:
