@@ -33,6 +33,7 @@ DRIFTS: Final = (
     Domain("sketch", "a turned camera", 90.0),
     Domain("photo", "noise", 40.0),
 )
+_PLURALS: Final = {"photo": "photos", "sketch": "sketches"}
 PROBE, ANEW, LAST = "pretrained, probe", "pretrained, partial", "last model, partial"
 STARTS: Final = (PROBE, ANEW, LAST)
 
@@ -78,7 +79,7 @@ def play(
                     seed=seed,
                     start=start,
                     number=number + 1,
-                    drift=f"{domain.kind}s, {domain.through}" if domain.through else f"{domain.kind}s",
+                    drift=f"{_PLURALS[domain.kind]}, {domain.through}" if domain.through else _PLURALS[domain.kind],
                     before=before,
                     accuracy=judge.accuracy(bundle, moment),
                     calibration_error=_calibration_error(judge, bundle, domain),
