@@ -178,8 +178,8 @@ def _network(
     return store, store.find(digests), forward
 
 
-#: The network that was compiled last, by what its features depend on and its threads, which stays as long as the process:
-#: a retrain embeds several lists of images with the same one, and to compile it takes a second or more.
+#: The network that was compiled last, by what its features depend on and its threads, which stays as long as the
+#: process: a retrain embeds several lists of images with the same one, and to compile it takes a second or more.
 _last: dict[tuple[str, int], embedder.Embedder] = {}
 
 
