@@ -218,7 +218,7 @@ def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:
     if more is not None:
         why += f"; about {more} more labels would settle it"
         if evidence.unfair:
-            why += f" if they are chosen as these were, or about {at_random} chosen at random"
+            why += f" if they are chosen as these were, or about {at_random} chosen at random (perennial labels queue --random 1)"
     return GateDecision(
         outcome,
         why,
