@@ -218,7 +218,8 @@ def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:
     if more is not None:
         why += f"; about {more} more labels would settle it"
         if evidence.unfair:
-            why += f" if they are chosen as these were, or about {at_random} chosen at random (perennial labels queue --random 1)"
+            drawn = f"{at_random} chosen at random (perennial labels queue --random 1)"
+            why += f" if they are chosen as these were, or about {drawn}"
     return GateDecision(
         outcome,
         why,
