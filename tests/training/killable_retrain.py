@@ -29,7 +29,6 @@ import perennial.ledger
 import perennial.storage
 import training.challenger
 import training.fit
-import training.gate
 import training.publish
 import training.retrain
 from perennial.bundle import Bundle, new_version, open_bundle, write_bundle
@@ -155,7 +154,6 @@ def _run(asked: dict[str, Any]) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
-    training.gate._TIMED_SECONDS = 0.1  # of the gate's second: both graphs are one network, and there are many retrains
     os.environ.update(asked["environment"])
     if asked["challenger"]:
         challenger = open_bundle(Path(asked["challenger"]))
