@@ -44,7 +44,7 @@ def _targets(stream: str, played: Sequence[Played]) -> list[str]:
     arms = dict.fromkeys(each.arm for each in others)
     best = max(arms, key=lambda arm: _of([each for each in others if each.arm == arm], "mean_accuracy"))
     behind = _of([each for each in others if each.arm == best], "mean_accuracy") - _of(mine, "mean_accuracy")
-    lines = [f"  behind {best} by {behind:+.3f}, at most {_LESS}: {'yes' if behind <= _LESS else 'NO'}"]
+    lines = [f"  behind {best} by {behind:+.3f}, at most {_LESS}: {'yes' if behind <= _LESS + 1e-9 else 'NO'}"]
     every = [each for each in others if each.arm == EVERY]
     if every:
         share = _of(mine, "compute_seconds") / _of(every, "compute_seconds")
