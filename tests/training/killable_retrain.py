@@ -116,7 +116,7 @@ WHILE_TRAINING: Final[dict[str, Call | At]] = {
     "scoring images": At("scoring images"),
 }
 AROUND_TRAINING: Final[dict[str, Call | At]] = {
-    "with the lease just taken": Call(training.retrain.due, "note_schedule"),
+    "with the lease just taken": Call(training.retrain, "note_schedule"),
     "reading captures": At("reading captures"),
     "before it is written that it started": Call(events, "add", kind=EventKind.RETRAIN_STARTED),
     "after it is written that it started": Call(events, "add", before=False, kind=EventKind.RETRAIN_STARTED),
