@@ -187,7 +187,7 @@ def _score(
 def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:
     """Decide.
 
-    The challenger passes if it is better on the fresh rows beyond chance (McNemar's test, one-sided mid-p), loses no
+    The challenger passes if it is better on the fresh rows beyond chance (McNemar's exact test, one-sided), loses no
     more than the margins on the old held-out rows and of any class, is as well calibrated, as quick and as small as
     it has to be, and its numbers are sound. Where only the first is missing, it looks better and the rows are too few
     to tell, the outcome is `wait`.

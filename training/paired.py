@@ -47,8 +47,8 @@ class PairedAnswers:
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Both accuracies on one slice with Wilson intervals, their paired difference (challenger - champion) with an
-    adjusted Wald interval (Bonett and Price, 2012), and McNemar's one-sided mid-p of the challenger being no better.
-    `only_*`: rows that only that model answers correctly; `differ`: those on which the two differ."""
+    adjusted Wald interval (Bonett and Price, 2012), and the exact one-sided McNemar p of the challenger being no
+    better. `only_*`: rows that only that model answers correctly; `differ`: those on which the two differ."""
 
     rows: int
     champion: Estimate
@@ -89,7 +89,7 @@ def compare(answers: PairedAnswers) -> Comparison:
         only_champion=lost,
         only_challenger=won,
         differ=int((np.array(answers.champion) != np.array(answers.challenger)).sum()),
-        p_value=mcnemar_mid_p(lost, won),
+        p_value=mcnemar(lost, won),
     )
 
 
@@ -103,25 +103,18 @@ def difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Estimate:
 
 
 def smallest_p(rows: int) -> float:
-    """The smallest mid-p that McNemar's one-sided test can reach on so many rows."""
-    return 0.5 ** (rows + 1)
+    """The smallest p that McNemar's exact one-sided test can reach on so many rows."""
+    return 0.5**rows
 
 
 def fewest_rows(alpha: float) -> int:
     """How many rows it takes for that p to be as small as `alpha`."""
-    return math.ceil(math.log(alpha) / math.log(0.5) - 1 - 1e-9)
+    return math.ceil(math.log(alpha) / math.log(0.5) - 1e-9)
 
 
 def mcnemar(only_champion: int, only_challenger: int) -> float:
     """Exact one-sided p of the challenger being no better: P(Binomial(discordant, 1/2) >= only_challenger)."""
     return float(stats.binom.sf(only_challenger - 1, only_champion + only_challenger, 0.5))
-
-
-def mcnemar_mid_p(only_champion: int, only_challenger: int) -> float:
-    """The same, of what was found itself only half: the exact test keeps well below its level where few rows differ,
-    this one comes close to it (Fagerland, Lydersen and Laake, 2013)."""
-    found = stats.binom.pmf(only_challenger, only_champion + only_challenger, 0.5)
-    return mcnemar(only_champion, only_challenger) - float(found) / 2
 
 
 def _difference_interval(lost: int, won: int, rows: int) -> tuple[float, float]:

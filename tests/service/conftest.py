@@ -205,11 +205,9 @@ class Server:
 
 
 class Clients:
-    """Threads that send all the time and keep every answer: `image`, or each a picture of its own. The `pause`, in
-    seconds, leaves the processor to what is tested."""
+    """Threads that send without a pause and keep every answer: `image`, or each a picture of its own."""
 
-    def __init__(self, server: Server, threads: int = 4, *, image: bytes | None = None, pause: float = 0.01) -> None:
-        self._pause = pause
+    def __init__(self, server: Server, threads: int = 4, *, image: bytes | None = None) -> None:
         self._server = server
         self._image = image
         self._stop = threading.Event()
@@ -220,7 +218,7 @@ class Clients:
     def _send(self, seed: int) -> None:
         image = self._image or picture(("red", "green", "blue")[seed % 3], seed=seed)
         with httpx.Client(base_url=self._server.url, timeout=30) as http:
-            while not self._stop.wait(self._pause):
+            while not self._stop.is_set():
                 try:
                     answer = http.post("/v1/predict", content=image)
                 except httpx.TransportError as error:
