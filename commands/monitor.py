@@ -30,16 +30,19 @@ def monitor(
     # A short life that is mostly imports, and what they make stays: looking through it for garbage takes a fifth of it.
     gc.set_threshold(_COLLECT_AFTER, 20, 100)
 
-    from monitoring.drawing_process import DrawingAside
+    from perennial.ledger import open_ledger
 
     settings = console.settings_for(name)
+    engine = open_ledger(settings.ledger_url)  # where it cannot be reached, nothing else need be imported
+
+    from monitoring.drawing_process import DrawingAside
+
     with DrawingAside() as drawing:
         if settings.monitor.report == "always":
             drawing.start()  # it takes longer to be ready than what follows does
         from monitoring.check import run_check
-        from perennial.ledger import open_ledger
 
-        check = run_check(open_ledger(settings.ledger_url), settings, drawing)
+        check = run_check(engine, settings, drawing)
     if as_json:
         console.print_json(check.document())
     else:

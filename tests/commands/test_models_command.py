@@ -5,8 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from perennial.images import ImageLimits
 from perennial.ledger import EventKind, checks, deployments, events, open_ledger, rollouts
 from perennial.settings import load_settings
 from perennial.storage import Storage
+from tests.in_process import perennial_here
 
 # BentoML 1.4 imports a name that pathspec has deprecated.
 
@@ -51,6 +50,7 @@ class Shop:
         from training.publish import publish
 
         settings = load_settings()
+        self.folder = folder
         self.engine: sa.Engine = open_ledger(settings.ledger_url)
         self.versions = []
         for _ in range(2):
@@ -228,9 +228,7 @@ def test_status_says_what_is_live_and_what_the_last_check_found(shop: Shop, caps
 
 def test_an_unknown_version_is_a_usage_error_at_the_command_line(shop: Shop) -> None:
     shop.engine.dispose()
-    done = subprocess.run(
-        [sys.executable, "-m", "commands.main", "models", "show", "nonsense"], capture_output=True, text=True
-    )
+    done = perennial_here("models", "show", "nonsense", cwd=shop.folder)
     assert done.returncode == 2, done.stderr
     assert shop.versions[-1] in done.stderr
     assert not done.stdout

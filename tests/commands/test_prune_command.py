@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,14 @@ from perennial.ledger import leases, open_ledger, predictions
 from perennial.ledger.predictions import Prediction
 from perennial.settings import Settings
 from perennial.storage import Storage, capture_key, sha256
+from tests.in_process import perennial_here
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def perennial(tmp_path: Path) -> Run:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "commands.main", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-
-    return run
+    return partial(perennial_here, cwd=tmp_path)
 
 
 @pytest.fixture

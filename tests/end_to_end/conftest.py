@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 
+from training import lean_torchvision  # noqa: F401 - before a test imports torchvision, and with it torch's compiler
+
+# isort: split
+from tests.in_process import perennial_here
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -41,7 +46,21 @@ def perennial(home: Path, tmp_path: Path) -> Run:
             timeout=timeout,
             check=False,
         )
-        assert code is None or done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stderr}"
-        return Finished(done.returncode, done.stdout, done.stderr)
+        return _finished(done, code)
 
     return run
+
+
+@pytest.fixture
+def perennial_at_hand(home: Path, tmp_path: Path) -> Run:
+    """The same without a process, for a command whose process another test starts."""
+
+    def run(*arguments: str | Path, code: int | None = 0) -> Finished:
+        return _finished(perennial_here(*arguments, cwd=tmp_path), code)
+
+    return run
+
+
+def _finished(done: subprocess.CompletedProcess[str], code: int | None) -> Finished:
+    assert code is None or done.returncode == code, f"{done.args}: exit {done.returncode}\n{done.stderr}"
+    return Finished(done.returncode, done.stdout, done.stderr)

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 from commands.demo_traffic import served
+from tests.in_process import perennial_here
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -110,11 +110,6 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
 
 def test_help_answers_for_every_verb() -> None:
     for words in ([], ["train"], ["serve"], ["ui"], ["models", "promote"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "commands.main", *words, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-        )
+        done = perennial_here(*words, "--help", cwd=ROOT)
+        assert done.returncode == 0, done.stderr
         assert "Usage" in done.stdout

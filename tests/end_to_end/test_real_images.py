@@ -65,6 +65,7 @@ def _agreement(some: Sequence[str], others: Sequence[str]) -> float:
 @pytest.mark.timeout(900)
 def test_photos_then_sketches(
     perennial: Callable[..., Any],
+    perennial_at_hand: Callable[..., Any],
     home: Path,
     test_data: Path,
     tmp_path: Path,
@@ -104,7 +105,7 @@ def test_photos_then_sketches(
         figures["held-out photos"] = _agreement([answer["label"] for answer in answers], truth)
         figures["held-out photos, by torch"] = _agreement(by_torch, truth)
         figures["served labels that are torch's"] = _agreement([answer["label"] for answer in answers], by_torch)
-        check = perennial("monitor", "--json").json()
+        check = perennial_at_hand("monitor", "--json").json()
         figures["verdict on photos"] = check["verdict"]
 
         answers = client.send(sketches[:WINDOW])
@@ -112,7 +113,7 @@ def test_photos_then_sketches(
         figures["sketches, before"] = float(
             np.mean([answer["label"] == label for answer, label in zip(answers, truth, strict=True)])
         )
-        check = perennial("monitor", "--json").json()
+        check = perennial_at_hand("monitor", "--json").json()
         figures["verdict on sketches"] = check["verdict"]
         labels = [
             {"prediction_id": answer["prediction_id"], "label": label}
@@ -120,7 +121,7 @@ def test_photos_then_sketches(
         ]
         accepted = client.http.post("/v1/feedback", json=labels).json()
         assert accepted == {"accepted": WINDOW, "kept": 0, "unknown_predictions": [], "unknown_labels": []}
-        check = perennial("monitor", "--json", "--exit-code", code=10).json()
+        check = perennial_at_hand("monitor", "--json", "--exit-code", code=10).json()
         figures["accuracy by labels"] = check["accuracy"]["labels"]["value"]
 
         # From here on nobody watches: the watcher checks, retrains in a process of its own, and the gate decides.
@@ -129,7 +130,7 @@ def test_photos_then_sketches(
         (passed,) = [event for event in events if event["kind"] == "gate_passed"]
         figures["gate"] = passed["detail"]["why"]
         retrained = passed["detail"]["version"]
-        versions = [model["version"] for model in perennial("models", "list", "--json").json() if model["live"]]
+        versions = [model["version"] for model in perennial_at_hand("models", "list", "--json").json() if model["live"]]
         assert versions == [retrained]
         for _ in range(200):
             if client.http.get("/v1/model").json()["version"] == retrained:

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from perennial.bundle import open_bundle
 from training import backbones
@@ -19,6 +17,10 @@ from training.probe import Probe
 
 def labels_by_torch(bundle: Path, weights: Path, images: Sequence[Path]) -> list[str]:
     """The label of each image: full decode, `Resize` with antialiasing, `CenterCrop`, and the bundle's weights."""
+    # Imported here, as they bring torch's compiler: seconds that tests without a reference need not wait for.
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
     opened = open_bundle(bundle)
     manifest = opened.manifest
     state = load_file(opened.weights)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from monitoring.labelling_queue import Candidate, to_label
 from monitoring.window import Scores, Window, read_window, window_of
 from perennial import ledger
 from perennial.settings import Settings
+from tests.in_process import perennial_here
 
 ARRAYS = ("probabilities", "embedding", "properties", "predicted", "confidence")
 
@@ -166,8 +166,7 @@ def test_the_draw_stays_until_something_is_labelled_and_then_goes_on(world: Any,
 
 
 def perennial(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "commands.main", *arguments, "--name", settings.name]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return perennial_here(*arguments, "--name", settings.name, cwd=Path.cwd())
 
 
 def test_the_queue_goes_out_to_a_file_and_labels_come_back(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from commands.watch import Watcher
 from perennial import ledger
 from perennial.ledger import EventKind, open_ledger
 from perennial.settings import Settings, load_settings
+from tests.in_process import perennial_here
 from tests.monitoring.conftest import wait_for
 from tests.webhook_receiver import TOKEN, Receiver
 
@@ -68,9 +70,17 @@ def opened(configured: Settings) -> Iterator[sa.Engine]:
 
 @pytest.fixture
 def perennial(cwd: Path) -> Run:
+    """Runs a command here: that it is one as a process too, the watcher's own checks show."""
+    return partial(perennial_here, cwd=cwd)
+
+
+@pytest.fixture
+def watch_once(cwd: Path) -> Run:
+    """Runs `perennial watch --once` in a process, from which it starts the others."""
+
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "commands.main", *arguments],
+            [sys.executable, "-m", "commands.main", "watch", "--once", *arguments],
             cwd=cwd,
             capture_output=True,
             text=True,
@@ -114,12 +124,12 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_watch_once_asks_for_a_retrain_and_starts_it_in_a_process_of_its_own(
-    opened: sa.Engine, configured: Settings, deploy: Any, perennial: Run
+    opened: sa.Engine, configured: Settings, deploy: Any, perennial: Run, watch_once: Run
 ) -> None:
     model = deploy(opened, configured)
     model.send(change=turned, labelled=True)
 
-    done = perennial("watch", "--once")
+    done = watch_once()
     assert done.stdout == ""
     assert "check: data_drift; retrain: accuracy" in done.stderr
     assert "300 labelled images are at hand" in done.stderr
@@ -217,13 +227,13 @@ def test_watch_tells_webhooks_and_one_that_hangs_delays_neither_checks_nor_the_o
 
 
 def test_watch_once_tells_webhooks_what_is_pending(
-    opened: sa.Engine, configured: Settings, perennial: Run, monkeypatch: pytest.MonkeyPatch
+    opened: sa.Engine, configured: Settings, perennial: Run, watch_once: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Receiver().listening() as receiver:
         monkeypatch.setenv("PERENNIAL_NOTIFY__WEBHOOKS", json.dumps([receiver.url]))
         assert perennial("notify").returncode == 4
         ledger.events.add(opened, "digits", EventKind.RETRAIN_FAILED, {"champion": "v1", "error": "OSError"})
-        assert perennial("watch", "--once").returncode == 1  # no model is live; what happened is told all the same
+        assert watch_once().returncode == 1  # no model is live; what happened is told all the same
         assert [each.document["event"]["kind"] for each in receiver.arrived] == ["retrain_failed"]
 
 

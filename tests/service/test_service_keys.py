@@ -21,7 +21,7 @@ from perennial.settings import load_settings
 from perennial.settings_sections import ReadPath
 from service import keys
 from service.keys import ADMIN, CALLER, SCOPES, Keyring, actor_of, digest_of, new_key
-from tests.service.conftest import Server, World, make_world, picture, serving
+from tests.service.conftest import Server, World, make_world, picture, serving, wait
 
 HOLDERS = {"camera-1": ["predict"], "clerk": ["feedback"], "boss": ["admin"]}
 KEYS = {name: new_key() for name in HOLDERS}
@@ -307,27 +307,27 @@ def test_a_caller_without_a_key_is_refused_before_its_body_is_read(guarded: Serv
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
-def test_promote_and_rollback_over_http_are_audited_by_the_name_of_the_key(world: World) -> None:
-    first = world.publish_live()
+def test_promote_and_rollback_over_http_are_audited_by_the_name_of_the_key(guarded: Server) -> None:
+    world, server = guarded.world, guarded
+    first = deployments.live(world.engine, "colours").version
     second = world.publish(("cyan", "magenta", "yellow"))
     key = {"authorization": f"Bearer {KEYS['boss']}"}
-    with serving(world, extra={"PERENNIAL_SERVE__KEYS": json.dumps(ENTRIES)}) as server:
-        path = f"/v1/models/{second}/promote"
-        assert server.http.post(path, json={"reason": "mine"}).status_code == 401
-        for bad in ({}, {"reason": ""}, {"reason": 3}, ["x"], {"reason": "x" * 1001}, {"reason": "a\x00"}):
-            assert server.http.post(path, json=bad, headers=key).status_code == 422
-        assert server.http.post("/v1/models/none/promote", json={"reason": "x"}, headers=key).status_code == 404
-        assert server.http.post("/v1/rollback", json={"reason": "x"}, headers=key).status_code == 409
-        assert deployments.live(world.engine, "colours").version == first
+    path = f"/v1/models/{second}/promote"
+    assert server.http.post(path, json={"reason": "mine"}).status_code == 401
+    for bad in ({}, {"reason": ""}, {"reason": 3}, ["x"], {"reason": "x" * 1001}, {"reason": "a\x00"}):
+        assert server.http.post(path, json=bad, headers=key).status_code == 422
+    assert server.http.post("/v1/models/none/promote", json={"reason": "x"}, headers=key).status_code == 404
+    assert server.http.post("/v1/rollback", json={"reason": "x"}, headers=key).status_code == 409
+    assert deployments.live(world.engine, "colours").version == first
 
-        answer = server.http.post(path, json={"reason": "better"}, headers=key)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["version"] == second
-        assert server.http.get("/v1/model").status_code == 401
-        answer = server.http.post("/v1/rollback", json={"reason": "worse after all"}, headers=key)
-        assert answer.json()["version"] == first
-        assert answer.json()["actor"] == "key boss, http 127.0.0.1"
-        assert not any(key in server.output() for key in KEYS.values())
+    answer = server.http.post(path, json={"reason": "better"}, headers=key)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["version"] == second
+    assert server.http.get("/v1/model").status_code == 401
+    answer = server.http.post("/v1/rollback", json={"reason": "worse after all"}, headers=key)
+    assert answer.json()["version"] == first
+    assert answer.json()["actor"] == "key boss, http 127.0.0.1"
+    assert not any(key in server.output() for key in KEYS.values())
     trail = world.events(EventKind.DEPLOYED, EventKind.ROLLED_BACK)
     assert [(event.kind, event.detail["reason"]) for event in trail] == [
         (EventKind.DEPLOYED, "a test"),
@@ -335,6 +335,8 @@ def test_promote_and_rollback_over_http_are_audited_by_the_name_of_the_key(world
         (EventKind.ROLLED_BACK, "worse after all"),
     ]
     assert trail[1].detail["actor"] == "key boss, http 127.0.0.1"
+    # As it was, for the tests beside this one.
+    assert wait(lambda: server.http.get("/v1/model", headers=key).json()["version"] == first)
 
 
 def test_without_keys_this_machine_promotes_and_the_new_model_answers(world: World) -> None:

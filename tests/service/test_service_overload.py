@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.conftest import Server, World, picture, serving, wait
+from tests.service.conftest import Server, make_world, picture, serving, wait
 
 ORIGIN = "https://shop.example"
 
@@ -37,14 +37,24 @@ def full(server: Server) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.service.conftest import make_world
-
-    world = make_world(tmp_path_factory.mktemp("overload") / "home")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """A server that works on one request at a time, and its access log."""
+    folder = tmp_path_factory.mktemp("overload")
+    world = make_world(folder / "home")
     world.publish_live()
-    extra = {"PERENNIAL_SERVE__MAX_QUEUE": "1", "PERENNIAL_SERVE__CORS_ORIGINS": json.dumps([ORIGIN])}
+    log = folder / "access.log"
+    extra = {
+        "PERENNIAL_SERVE__MAX_QUEUE": "1",
+        "PERENNIAL_SERVE__CORS_ORIGINS": json.dumps([ORIGIN]),
+        "PERENNIAL_SERVE__ACCESS_LOG": str(log),
+    }
     with serving(world, extra=extra) as server:
-        yield server
+        yield server, log
+
+
+@pytest.fixture
+def server(logged: tuple[Server, Path]) -> Server:
+    return logged[0]
 
 
 def test_a_refusal_says_when_to_come_back(server: Server) -> None:
@@ -140,14 +150,11 @@ def test_a_client_that_waits_for_100_is_refused_before_it_sends(server: Server) 
         assert connection.recv(65_536).startswith(b"HTTP/1.1 503 ")
 
 
-def test_the_access_log_has_refusals_too(world: World, tmp_path: Path) -> None:
-    world.publish_live()
-    log = tmp_path / "access.log"
-    extra = {"PERENNIAL_SERVE__MAX_QUEUE": "1", "PERENNIAL_SERVE__ACCESS_LOG": str(log)}
-    with serving(world, extra=extra) as server:
-        with full(server):
-            answer = httpx.post(f"{server.url}/v1/predict", content=b"x", headers={"x-request-id": "look-for-me"})
-        assert answer.status_code == 503
-        assert wait(lambda: "look-for-me" in log.read_text("utf-8"))
+def test_the_access_log_has_refusals_too(logged: tuple[Server, Path]) -> None:
+    server, log = logged
+    with full(server):
+        answer = httpx.post(f"{server.url}/v1/predict", content=b"x", headers={"x-request-id": "look-for-me"})
+    assert answer.status_code == 503
+    assert wait(lambda: "look-for-me" in log.read_text("utf-8"))
     line = next(json.loads(each) for each in log.read_text("utf-8").splitlines() if "look-for-me" in each)
     assert line["status"] == 503

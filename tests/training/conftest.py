@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from training import lean_torchvision  # noqa: F401 - before a test imports torchvision, and with it torch's compiler
+
+# isort: split
 import torch
 from PIL import Image, ImageDraw
 

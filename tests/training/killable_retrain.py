@@ -8,6 +8,7 @@ answer is the child's pid, then its exit status.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -166,6 +167,7 @@ def _run(asked: dict[str, Any]) -> None:
 
 
 def serve() -> None:
+    gc.freeze()  # the children look for no garbage in what is shared, so it stays shared
     print("ready", bentoml.models.__name__, openvino.__version__, flush=True)
     for line in sys.stdin:
         pid = os.fork()

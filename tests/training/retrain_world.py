@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ import torchvision
 from PIL import Image, ImageDraw, ImageOps
 
 from perennial.bundle import Bundle
-from perennial.graph import Graph
+from perennial.graph import Graph, GraphOutput
 from perennial.ids import new_id
-from perennial.images import ImageLimits, prepare
+from perennial.images import ImageLimits, InputRule, prepare
 from perennial.ledger import EventKind, deployments, events, labels, open_ledger, predictions
 from perennial.ledger.labels import Feedback
 from perennial.ledger.predictions import Prediction
@@ -39,6 +40,7 @@ SIDE = 48
 SEED = 3
 
 
+@functools.cache  # every world serves the same ones
 def picture(label: str, number: int, *, inverted: bool = False) -> bytes:
     """A disc of the class's colour on noise, as PNG; another one for each number."""
     random = np.random.default_rng([number, list(_PAINT).index(label)])
@@ -80,6 +82,18 @@ def champion(photos: Path, checkpoint: Path, shared_cache: Path, tmp_path_factor
     images = datasets.load(str(photos), validation=0.15, test=0.3, seed=SEED)
     request = FitRequest(images, "default", "squeezenet1_1", str(checkpoint), "linear_probe", SIDE, SEED, 1)
     return fit(request, bundles=tmp_path_factory.mktemp("champion"), cache=shared_cache, limits=ImageLimits()).bundle
+
+
+@functools.cache
+def answering(path: Path) -> Graph:
+    """A bundle's graph, compiled once for all the worlds that it answers in: it keeps nothing of what it is asked."""
+    return Graph(path, threads=1)
+
+
+@functools.cache
+def answer(graph: Graph, rule: InputRule, data: bytes) -> GraphOutput:
+    """What a graph says of an image: every world serves the same ones."""
+    return graph.run(prepare(data, rule).pixels[None])
 
 
 @dataclass
@@ -138,7 +152,7 @@ class World:
         return deployments.live(self.engine, "default").version
 
     def _answer(self, data: bytes) -> Prediction:
-        output = self.graph.run(prepare(data, self.champion.manifest.input).pixels[None])
+        output = answer(self.graph, self.champion.manifest.input, data)
         digest = sha256(data)
         return Prediction(
             id=new_id(),
@@ -183,7 +197,7 @@ def begin(home: Path, champion: Bundle, cache: Path, database_url: str = "") -> 
     storage = Storage(settings.blobs_url)
     publish(champion, engine, storage)
     deployments.deploy(engine, "default", champion.manifest.version, reason="first", actor="test")
-    yield World(engine, settings, storage, champion, Graph(champion.graph, threads=1))
+    yield World(engine, settings, storage, champion, answering(champion.graph))
     engine.dispose()
 
 

@@ -51,17 +51,32 @@ def _some(images: Images, at: slice) -> Images:
     return Images(images.pixels[at], images.labels[at], images.weights[at])
 
 
-@pytest.fixture
-def run(backbone: Backbone, images: tuple[Images, Images], fabric: Any, tmp_path: Path) -> Callable[..., Finetuned]:
+Run = Callable[..., Finetuned]
+
+
+def runs_in(folder: Path, backbone: Backbone, images: tuple[Images, Images], fabric: Any) -> Run:
     def run(recipe: Recipe = RECIPE, *, seed: int = 0, start: Probe | None = None, **changes: Any) -> Finetuned:
         given: dict[str, Any] = {"backbone": backbone, "train": images[0], "judged": images[1]} | changes
-        given.setdefault("shelf", Shelf(tmp_path))
+        given.setdefault("shelf", Shelf(folder))
         return finetune(
             given.pop("backbone"), start, given.pop("train"), given.pop("judged"), recipe,
             classes=3, seed=seed, fabric=fabric, stage="training", **given,
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def run(backbone: Backbone, images: tuple[Images, Images], fabric: Any, tmp_path: Path) -> Run:
+    return runs_in(tmp_path, backbone, images, fabric)
+
+
+@pytest.fixture(scope="module")
+def plain(
+    backbone: Backbone, images: tuple[Images, Images], fabric: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Finetuned:
+    """`run()`: what every other training is held against. Nobody changes it."""
+    return runs_in(tmp_path_factory.mktemp("plain"), backbone, images, fabric)()
 
 
 def same(one: Finetuned, other: Finetuned) -> bool:
@@ -79,9 +94,7 @@ def changed(found: Finetuned, before: Backbone) -> set[str]:
     return {name for name, value in found.backbone.network.state_dict().items() if not torch.equal(value, old[name])}
 
 
-def test_the_last_stage_and_the_head_learn_and_nothing_else_changes(
-    run: Callable[..., Finetuned], backbone: Backbone
-) -> None:
+def test_the_last_stage_and_the_head_learn_and_nothing_else_changes(run: Run, backbone: Backbone) -> None:
     before = {name: value.clone() for name, value in backbone.network.state_dict().items()}
     found = run()
     last = stages.stages(found.backbone)[-1]
@@ -94,19 +107,19 @@ def test_the_last_stage_and_the_head_learn_and_nothing_else_changes(
     assert not any(value.requires_grad for value in found.backbone.network.parameters())
 
 
-def test_all_stages_learn_where_none_is_named(run: Callable[..., Finetuned], backbone: Backbone) -> None:
+def test_all_stages_learn_where_none_is_named(run: Run, backbone: Backbone) -> None:
     found = run(replace(RECIPE, stages=None, epochs=1))
     names = {name for name, _ in found.backbone.network.named_parameters()}
     assert changed(found, backbone) == names
 
 
-def test_from_random_weights_batch_norm_learns_as_well(run: Callable[..., Finetuned]) -> None:
+def test_from_random_weights_batch_norm_learns_as_well(run: Run) -> None:
     start = backbones.load("mobilenet_v3_small", "none", image_size=SIZE)
     found = run(replace(RECIPE, stages=None, epochs=1, random_start=True), backbone=start)
     assert any(name.endswith("running_mean") for name in changed(found, start))
 
 
-def test_it_learns(run: Callable[..., Finetuned], images: tuple[Images, Images]) -> None:
+def test_it_learns(run: Run, images: tuple[Images, Images]) -> None:
     found = run(replace(RECIPE, stages=2, epochs=12))
     right = float((found.logits.argmax(axis=1) == images[1].labels).mean())
     assert right >= 0.75
@@ -117,7 +130,7 @@ def test_it_learns(run: Callable[..., Finetuned], images: tuple[Images, Images])
 
 
 def test_a_start_from_a_probe_answers_as_the_probe_before_anything_is_learnt(
-    run: Callable[..., Finetuned], backbone: Backbone, images: tuple[Images, Images]
+    run: Run, backbone: Backbone, images: tuple[Images, Images]
 ) -> None:
     random = np.random.default_rng(0)
     head = Probe(random.normal(size=(3, backbone.width)).astype(np.float32), np.ones(3, np.float32), 1.0, {}, 1.0)
@@ -128,9 +141,9 @@ def test_a_start_from_a_probe_answers_as_the_probe_before_anything_is_learnt(
 
 
 def test_in_the_end_the_head_is_a_probe_on_what_the_network_has_learnt(
-    run: Callable[..., Finetuned], images: tuple[Images, Images]
+    plain: Finetuned, images: tuple[Images, Images]
 ) -> None:
-    found = run()
+    found = plain
 
     def features(of: Images) -> Any:
         with torch.inference_mode():
@@ -161,14 +174,14 @@ def test_strides_in_float32_compute_the_same_and_leave_the_network_as_it_was(bac
     assert torch.nn.functional.cosine_similarity(half.float(), plain).min() > 0.99
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(run: Callable[..., Finetuned]) -> None:
-    first, again, other = run(), run(), run(seed=1)
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run: Run, plain: Finetuned) -> None:
+    first, again, other = plain, run(), run(seed=1)
     assert same(first, again)
     assert not torch.equal(states(first)["head"], states(other)["head"])
 
 
-def test_an_interrupted_run_goes_on_exactly_where_it_was(run: Callable[..., Finetuned], tmp_path: Path) -> None:
-    whole = run()
+def test_an_interrupted_run_goes_on_exactly_where_it_was(run: Run, plain: Finetuned, tmp_path: Path) -> None:
+    whole = plain
     checkpoint = Checkpoint(tmp_path / "run.safetensors", "this run")
 
     class Interrupted(Exception):
@@ -188,7 +201,7 @@ def test_an_interrupted_run_goes_on_exactly_where_it_was(run: Callable[..., Fine
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_what_drops_out_is_the_same_in_a_resumed_run(run: Callable[..., Finetuned], tmp_path: Path) -> None:
+def test_what_drops_out_is_the_same_in_a_resumed_run(run: Run, tmp_path: Path) -> None:
     start = backbones.load("mobilenet_v2", "none", image_size=32)  # has dropout before its head
     recipe = Recipe(None, 2, 32, random_start=True)
     whole = run(recipe, backbone=start)
@@ -204,7 +217,7 @@ def test_what_drops_out_is_the_same_in_a_resumed_run(run: Callable[..., Finetune
         assert same(whole, resumed)
 
 
-def test_each_epoch_says_how_it_went(run: Callable[..., Finetuned]) -> None:
+def test_each_epoch_says_how_it_went(run: Run) -> None:
     said: list[EpochDone] = []
     found = run(replace(RECIPE, epochs=8), record=said.append)
     assert [done.epoch for done in said] == list(range(1, 9))
@@ -216,7 +229,7 @@ def test_each_epoch_says_how_it_went(run: Callable[..., Finetuned]) -> None:
     assert all(done.images_per_second > 0 for done in said)
 
 
-def test_another_runs_checkpoint_or_a_damaged_one_is_not_used(run: Callable[..., Finetuned], tmp_path: Path) -> None:
+def test_another_runs_checkpoint_or_a_damaged_one_is_not_used(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     first = run(checkpoint=Checkpoint(path, "this run"))
     steps: list[Step] = []
@@ -228,9 +241,7 @@ def test_another_runs_checkpoint_or_a_damaged_one_is_not_used(run: Callable[...,
         assert same(first, found)
 
 
-def test_a_row_without_weight_is_never_learnt_from(
-    run: Callable[..., Finetuned], images: tuple[Images, Images]
-) -> None:
+def test_a_row_without_weight_is_never_learnt_from(run: Run, images: tuple[Images, Images]) -> None:
     train = images[0]
     weights = (train.labels != 2).astype(np.float64)
     found = run(replace(RECIPE, epochs=6, label_smoothing=0.0), train=replace(train, weights=weights))
@@ -265,7 +276,7 @@ def test_without_augmentation_a_view_is_the_image_and_mirroring_is_a_choice() ->
 
 
 def test_trainings_on_one_pool_share_views_and_come_out_the_same(
-    run: Callable[..., Finetuned], images: tuple[Images, Images], tmp_path: Path
+    run: Run, images: tuple[Images, Images], tmp_path: Path
 ) -> None:
     every = images[0]
     pool = Images(every.pixels, every.labels, every.weights, np.arange(40))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,17 +31,18 @@ app = typer.Typer()
 app.command()(import_model.import_model)
 
 
+def call(*arguments: str) -> Result:
+    """`perennial import ...`; an error of ours is raised."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
 @pytest.fixture
 def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `perennial import ...` on one thread; an error of ours is raised."""
     monkeypatch.setattr(console.invocation, "config", None)
-
-    def call(*arguments: str) -> Result:
-        result = CliRunner().invoke(app, list(arguments))
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
     return call
 
 
@@ -51,6 +53,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "mobilenet_v3_small.pth"
     torch.save(torchvision.models.mobilenet_v3_small(weights=None).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def imported(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `perennial import --json` says of it, without images, in a home of its own. Do not change the bundle."""
+    home = tmp_path_factory.mktemp("imported") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console.invocation, "config", None)
+        for variable, value in {"PERENNIAL_HOME": home, "BENTOML_HOME": home / "bentoml"}.items():
+            patch.setenv(variable, str(value))
+        patch.setenv("PERENNIAL_TRAIN__THREADS", "1")
+        said = call("torchvision:mobilenet_v3_small", "--weights", str(whole), "--image-size", "64", "--json")
+    document: dict[str, Any] = json.loads(said.stdout)
+    return document
 
 
 @pytest.fixture
@@ -67,9 +83,8 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_an_imported_network_answers_as_torchvisions_does(run: Callable[..., Result], whole: Path) -> None:
-    result = run("torchvision:mobilenet_v3_small", "--weights", str(whole), "--image-size", "64", "--json")
-    document = json.loads(result.stdout)
+def test_an_imported_network_answers_as_torchvisions_does(imported: dict[str, Any], whole: Path) -> None:
+    document = imported
     assert (document["strategy"], document["classes"], document["live"]) == ("imported", 1000, True)
     assert document["reference"] == {"images": 0, "labelled": 0}
     assert "the monitor has no reference" in document["why"]
@@ -86,11 +101,8 @@ def test_an_imported_network_answers_as_torchvisions_does(run: Callable[..., Res
     assert np.abs(Graph(bundle.graph, threads=1).run(pixels).probabilities - expected).max() < 1e-3
 
 
-def test_without_images_the_bundle_has_an_empty_reference_and_claims_nothing(
-    run: Callable[..., Result], whole: Path
-) -> None:
-    result = run("torchvision:mobilenet_v3_small", "--weights", str(whole), "--image-size", "64", "--json")
-    bundle = open_bundle(Path(json.loads(result.stdout)["bundle"]))
+def test_without_images_the_bundle_has_an_empty_reference_and_claims_nothing(imported: dict[str, Any]) -> None:
+    bundle = open_bundle(Path(imported["bundle"]))
     assert pq.read_table(bundle.reference).num_rows == 0
     assert bundle.reference_images is None
     manifest = bundle.manifest
@@ -145,10 +157,9 @@ def test_the_embedding_is_fitted_to_no_image_so_that_others_of_a_kind_look_the_s
 
 
 def test_a_retrain_of_an_imported_model_asks_for_data_and_takes_it(
-    run: Callable[..., Result], whole: Path, shapes: Path
+    imported: dict[str, Any], home: Path, shapes: Path
 ) -> None:
-    result = run("torchvision:mobilenet_v3_small", "--weights", str(whole), "--image-size", "64", "--json")
-    bundle = open_bundle(Path(json.loads(result.stdout)["bundle"]))
+    bundle = open_bundle(Path(imported["bundle"]))
     settings = load_settings(None)
     with pytest.raises(InvalidDataset, match=r"there is nothing at .*torchvision:mobilenet_v3_small"):
         original_data(bundle, settings, ImageLimits())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from perennial.ledger import EventKind, deployments, events, labels, leases, mod
 from perennial.ledger.labels import Feedback
 from perennial.ledger.requests import open_request
 from perennial.storage import sha256
+from tests.in_process import perennial_here
 from tests.training.retrain_world import CLASSES, World, truth
 from training import challenger as making
 from training.fit import Fitted
@@ -264,11 +263,12 @@ def test_a_failure_leaves_the_champion_live_and_is_on_record(world: World, monke
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_one_json_document_and_exits_with_4_when_there_is_nothing_to_do(world: World) -> None:
+def test_the_command_prints_one_json_document_and_exits_with_4_when_there_is_nothing_to_do(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.engine.dispose()
-    done = subprocess.run(
-        [sys.executable, "-m", "commands.main", "retrain", "--if-due", "--json"], capture_output=True, text=True
-    )
+    monkeypatch.setenv("PERENNIAL_RETRAIN__NICENESS", "0")  # this process has other tests to run
+    done = perennial_here("retrain", "--if-due", "--json", cwd=tmp_path)
     assert done.returncode == 4, done.stderr
     assert json.loads(done.stdout)["outcome"] == "nothing_to_do"
 

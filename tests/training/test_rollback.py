@@ -22,7 +22,6 @@ from commands.status import status
 from commands.watch import Watcher
 from perennial.bundle import Bundle, new_version, write_bundle
 from perennial.errors import InvalidBundle, LeaseHeld, LeaseLost, StorageUnavailable
-from perennial.graph import Graph
 from perennial.ids import new_id
 from perennial.images import ImageLimits
 from perennial.ledger import EventKind, deployments, events, labels, leases, predictions, retention, watches
@@ -35,7 +34,7 @@ from perennial.ledger.watches import Tally
 from perennial.progress import Step
 from perennial.story import tell
 from perennial.story_page import render
-from tests.training.retrain_world import CLASSES, SEED, SIDE, World, begin, truth
+from tests.training.retrain_world import CLASSES, SEED, SIDE, World, answering, begin, truth
 from training import datasets, due, rollback
 from training.fit import FitRequest, fit
 from training.promote import promote
@@ -65,7 +64,7 @@ def force(world: World, bundle: Bundle) -> World:
     """The same world with a bundle forced in; it answers from now on."""
     publish(bundle, world.engine, world.storage)
     promote(world.engine, world.settings, bundle.manifest.version, force=True, reason="trust me", actor="test")
-    return replace(world, champion=bundle, graph=Graph(bundle.graph, threads=1))
+    return replace(world, champion=bundle, graph=answering(bundle.graph))
 
 
 def copy_of(bundle: Bundle, folder: Path) -> Bundle:

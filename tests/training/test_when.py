@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from perennial.ledger.connect import writing
 from perennial.ledger.labels import Feedback
 from perennial.ledger.requests import open_request
 from perennial.ledger.schema import events as events_table
+from tests.in_process import perennial_here
 from tests.training.retrain_world import World, begin, truth
 from training import challenger as making
 from training import due
@@ -157,11 +159,7 @@ def perennial(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 text = value if isinstance(value, str) else json.dumps(value)
                 monkeypatch.setenv(f"PERENNIAL_{section}__{key}".upper(), text)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "commands.main", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-
-    return run
+    return partial(perennial_here, cwd=tmp_path)
 
 
 def test_the_dry_run_shows_the_decision_and_its_evidence_and_writes_nothing(
