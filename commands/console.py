@@ -5,6 +5,7 @@ Results go to stdout; progress and logs go to stderr. With `--json` stdout holds
 
 from __future__ import annotations
 
+import gc
 import getpass
 import json
 import math
@@ -69,6 +70,17 @@ def actor() -> str:
         return f"cli:{getpass.getuser()}"
     except (OSError, KeyError):  # a container may run under a user id that has no name
         return "cli:unknown"
+
+
+@contextmanager
+def collecting_nothing() -> Iterator[None]:
+    """For imports: nothing of what they make is garbage, and to look for some takes an eighth to a fifth of their
+    time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def follows() -> bool:

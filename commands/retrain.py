@@ -42,9 +42,10 @@ def retrain(
         return
     if dry_run:
         _dry_run(name, if_due=if_due, as_json=as_json)
-    from perennial.ledger import open_ledger
-    from training import processes
-    from training.retrain import retrain as run
+    with console.collecting_nothing():
+        from perennial.ledger import open_ledger
+        from training import processes
+        from training.retrain import retrain as run
 
     with processes.leading(), console.progress() as progress:
         engine, who = open_ledger(settings.ledger_url), actor or console.actor()

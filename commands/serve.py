@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +53,7 @@ def serve(
 
 def _run(address: str, serve: ServeSettings) -> None:
     # As `bentoml serve` does, without importing here what only the workers need.
-    with _collecting_nothing():
+    with console.collecting_nothing():
         from _bentoml_impl.server import serve_http
         from bentoml._internal.configuration.containers import BentoMLContainer
         from bentoml._internal.log import configure_server_logging
@@ -70,16 +67,6 @@ def _run(address: str, serve: ServeSettings) -> None:
     service = outline(serve)
     service.inject_config()
     serve_http(service, host=address, port=serve.port, timeout_graceful_shutdown=serve.drain_requests)
-
-
-@contextmanager
-def _collecting_nothing() -> Iterator[None]:
-    # Nothing of what is imported is garbage; to look for some takes an eighth of the time.
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _address(settings: Settings) -> str:
@@ -127,7 +114,7 @@ def _refuse_shadow(folder: Path) -> None:
 
 
 def _announce(settings: Settings, address: str) -> None:
-    with _collecting_nothing():
+    with console.collecting_nothing():
         from perennial.ledger import deployments, open_ledger
 
     engine = open_ledger(settings.ledger_url)  # migrates it once, before the workers open it

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from perennial.progress import Step
@@ -28,6 +27,8 @@ RECIPE = Recipe(stages=1, epochs=3, image_size=SIZE, learning_rate=3e-3)
 
 @pytest.fixture(scope="module")
 def fabric() -> Any:
+    from lightning_fabric import Fabric  # which brings torch's compiler
+
     found = Fabric(accelerator="cpu", devices=1, precision="32-true")
     found.launch()
     return found

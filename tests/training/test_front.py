@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from training import backbones, stages
@@ -23,6 +22,8 @@ def backbone() -> Backbone:
 
 
 def fabric(precision: Any = "32-true") -> Any:
+    from lightning_fabric import Fabric  # which brings torch's compiler
+
     found = Fabric(accelerator="cpu", devices=1, precision=precision)
     found.launch()
     return found
