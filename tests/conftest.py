@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -83,26 +84,71 @@ def postgres() -> Iterator[str]:
             server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: str) -> Databases:
+    return Databases(postgres)
+
+
+class Databases:
+    """Makes and drops databases on the real server."""
+
+    def __init__(self, server: str) -> None:
+        self._server = sa.make_url(server)
+        self._admin = sa.create_engine(
+            self._server.set(drivername="postgresql+psycopg"),
+            isolation_level="AUTOCOMMIT",
+            poolclass=sa.pool.NullPool,
+        )
+        self._migrated = ""
+
+    def make(self, template: str = "") -> str:
+        name = f"test_{time.time_ns()}"
+        self._do(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
+        return name
+
+    def drop(self, name: str) -> None:
+        self._do(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def url(self, name: str) -> str:
+        return self._server.set(database=name).render_as_string(hide_password=False)
+
+    def migrated(self) -> str:
+        """The name of one with an empty ledger: a copy of it is there sooner than it is migrated."""
+        if not self._migrated:
+            name = self.make()
+            open_ledger(self.url(name)).dispose()
+            self._migrated = name
+        return self._migrated
+
+    def _do(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.execute(sa.text(statement))
+
+
 @pytest.fixture
-def postgres_url(postgres: str) -> Iterator[str]:
-    """A database of its own on the real server."""
-    name = f"test_{time.time_ns()}"
-    admin = sa.create_engine(
-        sa.make_url(postgres).set(drivername="postgresql+psycopg"),
-        isolation_level="AUTOCOMMIT",
-        poolclass=sa.pool.NullPool,
-    )
-    with admin.connect() as connection:
-        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-    yield sa.make_url(postgres).set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+def postgres_url(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database of its own on the real server: empty, or what `engine` begins with."""
+    name = databases.make(databases.migrated() if "engine" in request.fixturenames else "")
+    yield databases.url(name)
+    databases.drop(name)
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty ledger on SQLite. Copy it."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
+    open_ledger(f"sqlite:///{path}").dispose()
+    return path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of its own: empty, or what `engine` begins with."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        path = tmp_path / "ledger.sqlite"
+        if "engine" in request.fixturenames:
+            shutil.copyfile(request.getfixturevalue("migrated_file"), path)
+        return f"sqlite:///{path}"
     return str(request.getfixturevalue("postgres_url"))
 
 

