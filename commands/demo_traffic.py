@@ -156,17 +156,19 @@ def served(port: int, log: Path, *, keep: bool) -> Iterator[Server]:
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            if httpx.get(f"{url}{_READY}", timeout=2.0, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            # Not listening yet.
+    # One client: each reads all certificates anew, which takes from the server that is starting.
+    with httpx.Client(base_url=url, timeout=2.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            try:
+                if client.get(_READY).status_code == 200:
+                    return
+            except httpx.TransportError:
+                # Not listening yet.
+                time.sleep(0.1)
+                continue
             time.sleep(0.1)
-            continue
-        time.sleep(0.1)
     last_lines = "\n".join(log.read_text("utf-8", errors="replace").splitlines()[-5:])
     raise ServerDidNotStart(f"`perennial serve` is not ready; the end of {log}:\n{last_lines}")
 

@@ -17,7 +17,7 @@ from perennial.errors import Overloaded
 from perennial.settings_sections import ServeSettings
 from service import body_memory
 from service.body_memory import BodyMemory
-from tests.service.conftest import Server, World, picture, serving
+from tests.service.conftest import PLAIN, Server, World, picture, serving
 
 MIB = 2**20
 
@@ -174,7 +174,7 @@ def test_many_large_images_at_once_are_all_answered(shared_server: Server) -> No
     body = picture("red") + bytes(5 * MIB)  # three of them are more than is read ahead
 
     def send(_: int) -> int:
-        with httpx.Client(timeout=60) as http:
+        with httpx.Client(timeout=60, verify=PLAIN) as http:
             return http.post(f"{shared_server.url}/v1/predict", content=body).status_code
 
     with ThreadPoolExecutor(24) as pool:

@@ -26,7 +26,7 @@ from perennial.ledger import predictions
 from perennial.ledger.predictions import Prediction
 from perennial.storage import sha256
 from service.recorder import REFUSED, Recorder, decode, encode
-from tests.service.conftest import Clients, Server, World, make_world, picture, serving, wait
+from tests.service.conftest import PLAIN, Clients, Server, World, make_world, picture, serving, wait
 
 
 def row(image: bytes = b"x", **changes: object) -> Prediction:
@@ -75,7 +75,7 @@ def _acknowledged_until_killed(world: World, count: int, before: list[str]) -> l
 
         def send(seed: int) -> None:
             image = picture("red", seed=seed)
-            with httpx.Client(base_url=server.url, timeout=10) as http:
+            with httpx.Client(base_url=server.url, timeout=10, verify=PLAIN) as http:
                 while not stop.is_set():
                     try:
                         answer = http.post("/v1/predict", content=image)
@@ -103,7 +103,7 @@ def test_a_full_server_says_so_at_once_and_goes_on(world: World) -> None:
     with serving(world, extra={"PERENNIAL_SERVE__MAX_QUEUE": "2"}) as server:
 
         def send(_: int) -> httpx.Response:
-            return httpx.post(f"{server.url}/v1/predict", content=image, timeout=60)
+            return httpx.post(f"{server.url}/v1/predict", content=image, timeout=60, verify=PLAIN)
 
         with ThreadPoolExecutor(12) as clients:
             answers = list(clients.map(send, range(16)))

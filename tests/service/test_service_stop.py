@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from perennial.ledger import predictions, rejected_images
-from tests.service.conftest import World, picture, serving, wait
+from tests.service.conftest import PLAIN, World, picture, serving, wait
 
 
 def test_a_stopping_server_answers_what_it_accepted_and_empties_its_journal(world: World) -> None:
@@ -23,7 +23,7 @@ def test_a_stopping_server_answers_what_it_accepted_and_empties_its_journal(worl
     with serving(world) as server:
 
         def send() -> None:
-            with httpx.Client(base_url=server.url, timeout=30) as http:
+            with httpx.Client(base_url=server.url, timeout=30, verify=PLAIN) as http:
                 while not stop.is_set():
                     try:
                         answer = http.post("/v1/predict", content=image)
