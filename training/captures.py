@@ -26,7 +26,8 @@ from perennial.progress import Progress, Step, silent
 from perennial.storage import Storage, sha256
 from training.datasets import Skipped, Split
 
-#: Older captures are the newest of at most so many windows, which bounds what a retrain reads.
+#: Captures are the newest of at most so many windows and one, which bounds what a retrain reads. So are the fresh ones
+#: since a drift began: a gate that waits for labels has to see them all once they have come.
 OLDER_WINDOWS: Final = 4
 _NOT_KEPT: Final = "its image is not kept: it was never captured (serve.capture), or retention removed it (retention)"
 _READERS: Final = 8  # reading waits for the storage more than for the processor
@@ -70,15 +71,17 @@ def find(
 
     Args:
         live: the live version.
-        window: the most fresh captures to take, newest first.
+        window: the most fresh captures to take, newest first, if there is no `since`; with one, and with the older
+            ones, `1 + OLDER_WINDOWS` times as many.
         classes: those that the model knows; other labels are left out and listed.
         since: fresh captures are not older than this, unless they show a class that arrives.
         new: labels that are none of the classes; those that have enough images are classes too.
     """
     arriving = new.classes
-    fresh = predictions.labelled_captures(engine, [live], since=since, limit=window)
+    most = (1 + OLDER_WINDOWS) * window
+    fresh = predictions.labelled_captures(engine, [live], since=since, limit=window if since is None else most)
     versions = [model.version for model in models.all_of(engine, name)]
-    every = predictions.labelled_captures(engine, versions, limit=(1 + OLDER_WINDOWS) * window)
+    every = predictions.labelled_captures(engine, versions, limit=most)
     fresh_ids = {row.prediction.id for row in fresh}
     older = [row for row in every if row.prediction.id not in fresh_ids]
 

@@ -142,6 +142,18 @@ def test_without_a_window_the_newest_labelled_ones_are_fresh(engine: sa.Engine, 
     assert digests(found.older) == of(0, 1)
 
 
+def test_since_a_drift_began_a_gate_that_waited_sees_all_that_came(engine: sa.Engine, seen: Callable[..., str]) -> None:
+    for number in range(8):
+        seen(number, minute=number, label="a")
+    began = EPOCH + timedelta(minutes=1)
+    found = find(engine, "default", LIVE, window=4, classes=CLASSES, since=began)
+    assert digests(found.fresh) == of(1, 2, 3, 4, 5, 6, 7)
+    assert digests(found.older) == of(0)
+    # What is read stays bounded: of five windows of one only the newest five.
+    found = find(engine, "default", LIVE, window=1, classes=CLASSES, since=began)
+    assert digests(found.fresh) == of(3, 4, 5, 6, 7)
+
+
 def test_an_image_sent_twice_counts_once_with_the_last_label_given(engine: sa.Engine, seen: Callable[..., str]) -> None:
     first = seen(1, minute=0, version=OLD, label="a")
     seen(1, minute=10, label="a")
