@@ -134,7 +134,8 @@ def fresh_since(engine: sa.Engine, name: str, request: Event | None, *, by_hand:
 
 
 def _drift_began(engine: sa.Engine, name: str, version: str, request: Event) -> datetime | None:
-    """When the first window began of those that alarmed one after the other, up to the one that asked.
+    """When the first window began of those that alarmed, or in which accuracy was lost, one after the other up to the
+    one that asked.
 
     So a gate that could not decide has the more to judge on the longer the drift lasts.
     """
@@ -143,10 +144,16 @@ def _drift_began(engine: sa.Engine, name: str, version: str, request: Event) -> 
         return None
     began = datetime.fromisoformat(start)
     for check in checks.latest(engine, name, _WINDOWS, model_version=version):
-        if check.verdict in _CALM:
+        if check.verdict in _CALM and not _lost(check.detail):
             break
         began = min(began, datetime.fromisoformat(check.window["start"]))
     return began
+
+
+def _lost(check: Mapping[str, Any]) -> bool:
+    """Did a check find accuracy lost? Where the right answers change and the images do not, nothing else alarms."""
+    rose = (check.get("accuracy") or {}).get("errors_rose")
+    return bool(rose) or bool((check.get("retrain") or {}).get("due"))
 
 
 def _awaited(version: str, last: Event | None) -> tuple[int, float | None]:

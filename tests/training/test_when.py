@@ -299,6 +299,22 @@ def test_captures_are_fresh_since_the_drift_began(world: World) -> None:
     assert fresh_since(world.engine, "default", request, by_hand=False) is None
 
 
+def test_and_since_accuracy_was_lost_where_nothing_else_alarmed(world: World) -> None:
+    """The right answers changed and the images did not: every window is `ok`."""
+    starts = []
+    rose = {"accuracy": {"errors_rose": {"answers": 300, "since": 60}}}
+    for number, detail in enumerate(({}, rose, {}, rose, {"retrain": {"due": True}}, rose)):
+        start = datetime(2026, 3, 4, 12, number, tzinfo=UTC)
+        starts.append(start)
+        checks.record(
+            world.engine, name="default", model_version=world.live, window={"rows": 20, "start": start.isoformat()},
+            verdict="ok", detail=detail, report_url=None,
+        )  # fmt: skip
+    world.request(start=starts[-1].isoformat())
+    request = open_request(world.engine, "default")
+    assert fresh_since(world.engine, "default", request, by_hand=False) == starts[3]
+
+
 def test_a_gate_that_waits_says_for_how_many_labels_and_how_good_it_found_the_live_model(world: World) -> None:
     gate = {"outcome": "wait", "more_labels": 120, "fresh": {"champion": {"value": 0.75, "low": 0.6, "high": 0.9}}}
     events.add(world.engine, "default", EventKind.GATE_REFUSED, {"champion": world.live, "gate": gate})
