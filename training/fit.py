@@ -44,6 +44,7 @@ from perennial.images import ImageLimits, Pixels
 from perennial.progress import Progress, Step, silent
 from training import backbones, certify, datasets, evaluate, features, strategy, trust, unlabelled
 from training.allocator import give_back_freed_memory
+from training.answers import Answers
 from training.backbones import Backbone
 from training.datasets import LabelledImages, Row, Skipped
 from training.export import ServedModel, export_graph, fit_whitening, save_weights
@@ -93,11 +94,12 @@ class FitRequest:
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """The bundle, how long it took, and everything that was not used: what was skipped on loading, then the files
-    whose header was fine and whose pixels were not."""
+    whose header was fine and whose pixels were not. `answers`: what its graph said of the reference and test rows."""
 
     bundle: Bundle
     seconds: float
     skipped: tuple[Skipped, ...] = ()
+    answers: Answers = Answers()
 
 
 def fit(
@@ -220,7 +222,8 @@ def fit(
                 (folder / REPORT).write_text(report, "utf-8")
 
             bundle = write_bundle(bundles, manifest, fill)
-    return Fitted(bundle, time.perf_counter() - started, images.skipped + unused)
+    answers = Answers(tuple(row.digest for row in scored), outputs[FLOAT32])
+    return Fitted(bundle, time.perf_counter() - started, images.skipped + unused, answers)
 
 
 @contextmanager
