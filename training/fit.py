@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -99,7 +99,7 @@ class Fitted:
     bundle: Bundle
     seconds: float
     skipped: tuple[Skipped, ...] = ()
-    answers: Answers = Answers()
+    answers: Answers = field(default_factory=Answers)
 
 
 def fit(
@@ -108,12 +108,16 @@ def fit(
     bundles: Path,
     cache: Path,
     limits: ImageLimits,
+    backbone: Backbone | None = None,
     progress: Progress = silent,
     log: Log = unlogged,
 ) -> Fitted:
     """Train from the pretrained checkpoint and write a bundle at `bundles/VERSION`.
 
     The same request gives the same weights on the same machine. Nothing is registered anywhere.
+
+    Args:
+        backbone: what the request says, where whoever asks has loaded it already.
 
     Raises:
         InvalidParameter: no such strategy or backbone, or one that cannot be exported.
@@ -135,7 +139,7 @@ def fit(
     threads = request.threads or os.cpu_count() or 1
     with one_thread_a_batch():
         progress(Step("loading the pretrained weights", 0, 1))
-        backbone = backbones.load(
+        backbone = backbone or backbones.load(
             request.backbone,
             request.weights,
             image_size=request.image_size,
