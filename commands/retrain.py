@@ -8,6 +8,7 @@ import typer
 
 from commands import console
 from commands.courtesy import give_way
+from commands.importing import importing
 
 
 def retrain(
@@ -42,9 +43,10 @@ def retrain(
         return
     if dry_run:
         _dry_run(name, if_due=if_due, as_json=as_json)
-    from perennial.ledger import open_ledger
-    from training import processes
-    from training.retrain import retrain as run
+    with importing():
+        from perennial.ledger import open_ledger
+        from training import processes
+        from training.retrain import retrain as run
 
     with processes.leading(), console.progress() as progress:
         engine, who = open_ledger(settings.ledger_url), actor or console.actor()
