@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,17 +101,13 @@ def train(
         },
     )  # fmt: skip
     _need_training_packages()
-    gc.disable()  # nothing of what is imported is garbage: looking for it takes a fifth of the time
-    try:
+    with console.collecting_nothing():
         from perennial.ledger import open_ledger
         from training import processes
         from training.train import train as run
 
         # The ledger first: better to hear now than after the work that it cannot be reached.
         engine = open_ledger(settings.ledger_url)
-    finally:
-        gc.freeze()
-        gc.enable()
     with processes.leading(), console.progress() as progress:
         trained = run(engine, settings, data, progress)
     console.report_skipped([f"{skip.location}: {skip.reason}" for skip in trained.fitted.skipped])

@@ -185,7 +185,7 @@ def _take_head(network: Any, name: str, *, keep_squeezenets: bool) -> nn.Module:
 def _width(network: nn.Module, name: str, size: int) -> int:
     try:
         with torch.inference_mode():
-            features = network(torch.zeros(2, 3, size, size))
+            features = network(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InvalidParameter(f"{name} cannot see {size} x {size} pixels ({error}); leave out --image-size") from error
     if not isinstance(features, Tensor) or features.ndim != 2:

@@ -11,6 +11,7 @@ from perennial.images import ImageLimits
 from perennial.progress import Progress, silent
 from perennial.settings import Settings
 from training import backbones
+from training.backbones import Backbone
 from training.candidates import RECENT_WEIGHTED, Choice, choose
 from training.captures import Captures
 from training.datasets import LabelledImages
@@ -64,7 +65,13 @@ def make_challenger(
         copies=copies,
     )
     strategy = next_strategy(manifest)
-    images, choice = _chosen(manifest, material.images, strategy, copies, settings, limits, progress)
+    backbone = None
+    if strategy != MAJORITY:
+        backbone = backbones.load(
+            manifest.backbone, manifest.pretrained.source, image_size=manifest.input.crop, seed=manifest.seed,
+            expected_sha256=manifest.pretrained.sha256 or None,
+        )  # fmt: skip
+    images, choice = _chosen(backbone, material.images, strategy, copies, settings, limits, progress)
     gone = sum(count for reason, count in material.left_out.items() if reason.endswith(OF_CHANGED_CLASS))
     if gone:
         labels = ", ".join(sorted({*(change.label for change in changed), *(changed_before or {})}))
@@ -91,6 +98,7 @@ def make_challenger(
         bundles=settings.home_path / "models",
         cache=settings.cache_path,
         limits=limits,
+        backbone=backbone,
         progress=progress,
     )
     return Challenger(fitted, material, choice)
@@ -103,7 +111,7 @@ def next_strategy(manifest: Manifest) -> str:
 
 
 def _chosen(
-    manifest: Manifest,
+    backbone: Backbone | None,
     images: LabelledImages,
     strategy: str,
     copies: NearCopies,
@@ -113,12 +121,8 @@ def _chosen(
 ) -> tuple[LabelledImages, Choice]:
     """What to learn from, as a probe finds it on the features that the strategy learns on; `auto` may take either, and
     is tried on the pretrained network's."""
-    if strategy == MAJORITY:
-        return images, Choice(RECENT_WEIGHTED, f"{MAJORITY} learns on no features")
-    backbone = backbones.load(
-        manifest.backbone, manifest.pretrained.source, image_size=manifest.input.crop, seed=manifest.seed,
-        expected_sha256=manifest.pretrained.sha256 or None,
-    )  # fmt: skip
+    if backbone is None:
+        return images, Choice(RECENT_WEIGHTED, f"{strategy} learns on no features")
     threads = settings.retrain_threads
     with one_thread_a_batch():
         # The test rows too: with all of them cached, training need not compile the network once more.

@@ -88,6 +88,7 @@ def load(
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: Progress = silent,
     keep_thumbnails: bool = False,
+    known: Mapping[str, Glance] | None = None,
 ) -> LabelledImages:
     """Read a labelled folder or manifest.
 
@@ -102,6 +103,7 @@ def load(
             or a .csv or .parquet file with columns image, label[, split][, weight], images relative to it.
         validation, test: shares of the images, in 0..1.
         keep_thumbnails: for whoever looks for near-duplicates of these images among others; a kilobyte each.
+        known: by digest, what of these images need not be looked at again.
 
     Raises:
         InvalidDataset: nothing there, one class only, or a class with too few readable images.
@@ -121,7 +123,7 @@ def load(
         listing = list_manifest(path)
     else:
         raise InvalidDataset(f"there is nothing at {path}; give a folder with one folder a class, or a manifest")
-    readable, glances, unreadable = _read(listing.entries, limits, progress)
+    readable, glances, unreadable = _read(listing.entries, limits, known or {}, progress)
     kept, repeated = _without_repeats(readable)
     skipped = [*listing.skipped, *unreadable, *repeated]
     if not kept:
@@ -189,13 +191,13 @@ def without(images: LabelledImages, failures: Mapping[str, str]) -> LabelledImag
 
 
 def _read(
-    entries: Sequence[Entry], limits: ImageLimits, progress: Progress
+    entries: Sequence[Entry], limits: ImageLimits, known: Mapping[str, Glance], progress: Progress
 ) -> tuple[list[Entry], dict[str, Glance], list[Skipped]]:
     kept: list[Entry] = []
     glances: dict[str, Glance] = {}
     skipped: list[Skipped] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        for done, found in enumerate(_inspected(pool, entries, limits), start=1):
+        for done, found in enumerate(_inspected(pool, entries, limits, known), start=1):
             if isinstance(found, Skipped):
                 skipped.append(found)
             else:
@@ -207,14 +209,14 @@ def _read(
 
 
 def _inspected(
-    pool: ThreadPoolExecutor, entries: Sequence[Entry], limits: ImageLimits
+    pool: ThreadPoolExecutor, entries: Sequence[Entry], limits: ImageLimits, known: Mapping[str, Glance]
 ) -> Iterator[tuple[Entry, Glance] | Skipped]:
     # `map` makes all its futures at once, each larger than what it will hold.
     for start in range(0, len(entries), _WAITING):
-        yield from pool.map(lambda entry: _inspect(entry, limits), entries[start : start + _WAITING])
+        yield from pool.map(lambda entry: _inspect(entry, limits, known), entries[start : start + _WAITING])
 
 
-def _inspect(entry: Entry, limits: ImageLimits) -> tuple[Entry, Glance] | Skipped:
+def _inspect(entry: Entry, limits: ImageLimits, known: Mapping[str, Glance]) -> tuple[Entry, Glance] | Skipped:
     if printable(entry.location) != entry.location:
         return Skipped(printable(entry.location), "the file's name is not valid UTF-8; rename it")
     try:
@@ -225,12 +227,13 @@ def _inspect(entry: Entry, limits: ImageLimits) -> tuple[Entry, Glance] | Skippe
             if found.st_size > limits.max_bytes:
                 return Skipped(entry.location, f"{found.st_size:,} bytes; at most {limits.max_bytes:,} are read")
         data = _read_location(entry.location)
-        look = glance(data, limits)
+        digest = sha256(data)
+        look = known.get(digest) or glance(data, limits)
     except InvalidImage as error:
         return Skipped(entry.location, str(error))
     except (InvalidDataset, OSError, ValueError) as error:
         return Skipped(entry.location, f"cannot be read: {error}")
-    return replace(entry, digest=sha256(data)), look
+    return replace(entry, digest=digest), look
 
 
 def _read_location(location: str) -> bytes:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,7 @@ from perennial.images import ImageLimits, Pixels
 from perennial.progress import Progress, Step, silent
 from training import backbones, certify, datasets, evaluate, features, strategy, trust, unlabelled
 from training.allocator import give_back_freed_memory
+from training.answers import Answers
 from training.backbones import Backbone
 from training.datasets import LabelledImages, Row, Skipped
 from training.export import ServedModel, export_graph, fit_whitening, save_weights
@@ -93,11 +94,12 @@ class FitRequest:
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """The bundle, how long it took, and everything that was not used: what was skipped on loading, then the files
-    whose header was fine and whose pixels were not."""
+    whose header was fine and whose pixels were not. `answers`: what its graph said of the reference and test rows."""
 
     bundle: Bundle
     seconds: float
     skipped: tuple[Skipped, ...] = ()
+    answers: Answers = field(default_factory=Answers)
 
 
 def fit(
@@ -106,12 +108,16 @@ def fit(
     bundles: Path,
     cache: Path,
     limits: ImageLimits,
+    backbone: Backbone | None = None,
     progress: Progress = silent,
     log: Log = unlogged,
 ) -> Fitted:
     """Train from the pretrained checkpoint and write a bundle at `bundles/VERSION`.
 
     The same request gives the same weights on the same machine. Nothing is registered anywhere.
+
+    Args:
+        backbone: what the request says, where whoever asks has loaded it already.
 
     Raises:
         InvalidParameter: no such strategy or backbone, or one that cannot be exported.
@@ -133,7 +139,7 @@ def fit(
     threads = request.threads or os.cpu_count() or 1
     with one_thread_a_batch():
         progress(Step("loading the pretrained weights", 0, 1))
-        backbone = backbones.load(
+        backbone = backbone or backbones.load(
             request.backbone,
             request.weights,
             image_size=request.image_size,
@@ -220,7 +226,8 @@ def fit(
                 (folder / REPORT).write_text(report, "utf-8")
 
             bundle = write_bundle(bundles, manifest, fill)
-    return Fitted(bundle, time.perf_counter() - started, images.skipped + unused)
+    answers = Answers(tuple(row.digest for row in scored), outputs[FLOAT32])
+    return Fitted(bundle, time.perf_counter() - started, images.skipped + unused, answers)
 
 
 @contextmanager

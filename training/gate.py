@@ -15,12 +15,12 @@ import numpy as np
 from scipy import stats
 
 from perennial.bundle import GRAPH, Bundle
-from perennial.graph import Graph, GraphOutput
+from perennial.graph import Graph
 from perennial.images import ImageLimits
 from perennial.progress import Progress, silent
+from training.answers import Answers, answers
 from training.certify import measure_speeds
 from training.datasets import DEFAULT_LIMITS, Row
-from training.evaluate import score_each
 from training.fair_rows import Labelling, fair_rows
 from training.gate_rules import (
     UNFAIR,
@@ -121,6 +121,7 @@ def evaluate(
     changed: Sequence[ChangedClass] = (),
     changed_before: Collection[str] = (),
     labelling: Labelling | None = None,
+    known: Mapping[str, Answers] | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     threads: int = 0,
     progress: Progress = silent,
@@ -128,6 +129,8 @@ def evaluate(
     """Let both bundles answer the same rows through `perennial.graph.Graph`.
 
     Args:
+        known: what `champion` and `challenger` have answered already, which a sample must confirm
+            (`training.answers`); without it both are asked everything.
         labelling: what of the champion's answers was labelled, to leave out fresh rows that would favour the
             challenger; without it all count.
 
@@ -136,21 +139,22 @@ def evaluate(
         InvalidImage: a row cannot be decoded.
     """
     rows = [*fresh, *old]
-    answers: list[tuple[str, ...]] = []
+    said: list[tuple[str, ...]] = []
     sure: list[tuple[float, ...]] = []
     faults: tuple[str, ...] = ()
     # The champion's is checked whenever a service loads it.
     graphs = {"champion": Graph(champion.graph, threads=threads), "challenger": opened(challenger, threads=threads)}
-    outputs = _score(graphs, champion, challenger, rows, limits, threads, progress) if rows else {}
+    rules = {"champion": champion.manifest.input, "challenger": challenger.manifest.input}
+    outputs = answers(graphs, rules, rows, known or {}, limits, progress, threads=threads) if rows else {}
     for name, bundle in (("champion", champion), ("challenger", challenger)):
         output = outputs.get(name)
         probabilities = output.probabilities if output is not None else np.empty((0, len(bundle.manifest.classes)))
-        answers.append(tuple(bundle.manifest.classes[index] for index in probabilities.argmax(axis=1)))
+        said.append(tuple(bundle.manifest.classes[index] for index in probabilities.argmax(axis=1)))
         sure.append(tuple(probabilities.max(axis=1, initial=0.0).tolist()))
         if bundle is challenger:
             faults = faults_of(challenger, rows, output)
     labels = tuple(row.label for row in rows)
-    answered = PairedAnswers(labels, answers[0], answers[1], sure[0], sure[1])
+    answered = PairedAnswers(labels, said[0], said[1], sure[0], sure[1])
     cut = len(fresh)
     counts = np.ones(cut, np.bool_)
     if labelling is not None:
@@ -164,24 +168,6 @@ def evaluate(
         changed_before=tuple(sorted(changed_before)),
         costs=_costs(graphs, champion, challenger),
     )
-
-
-def _score(
-    graphs: Mapping[str, Graph],
-    champion: Bundle,
-    challenger: Bundle,
-    rows: Sequence[Row],
-    limits: ImageLimits,
-    threads: int,
-    progress: Progress,
-) -> dict[str, GraphOutput]:
-    rules = {"champion": champion.manifest.input, "challenger": challenger.manifest.input}
-    if rules["champion"] == rules["challenger"]:  # each image is decoded once
-        return score_each(graphs, rows, rules["champion"], limits, progress, threads=threads)
-    return {
-        name: score_each({name: graph}, rows, rules[name], limits, progress, threads=threads)[name]
-        for name, graph in graphs.items()
-    }
 
 
 def judge(evidence: Evidence, limits: GateLimits) -> GateDecision:

@@ -21,6 +21,7 @@ from perennial.progress import Progress, silent
 from perennial.settings import Settings
 from training.captures import Capture, Captures, divide
 from training.datasets import LabelledImages, Row, Split, load
+from training.glance_cache import recall, remember
 from training.meaning import ChangedClass
 from training.near_copies import NearCopies
 from training.splitting import HELD_OUT_FIRST
@@ -81,7 +82,7 @@ def original_data(
     Raises:
         InvalidDataset: it is no longer where it was, or cannot be used.
     """
-    manifest = champion.manifest
+    manifest, pinned = champion.manifest, pinned_rows(champion)
     images = load(
         settings.retrain.data or manifest.dataset.location,
         validation=settings.train.validation,
@@ -90,8 +91,10 @@ def original_data(
         limits=limits,
         progress=progress,
         keep_thumbnails=True,
+        known=recall(settings.cache_path, pinned, limits),
     )
-    splits = {digest: row.split for digest, row in pinned_rows(champion).items()}
+    remember(settings.cache_path, images)
+    splits = {digest: row.split for digest, row in pinned.items()}
     of_group: dict[str, Split] = {}
     for digest, group in images.groups.items():
         if digest in splits:

@@ -28,6 +28,7 @@ from perennial.settings import Settings
 from perennial.storage import Storage
 from training import captures as labelled
 from training import due, full_disk, rollout_start
+from training.answers import recorded
 from training.candidates import Choice
 from training.captures import Captures
 from training.challenger import Challenger, make_challenger
@@ -258,6 +259,7 @@ def _challenge(run: _Run, captures: Captures, arriving: Mapping[str, int], start
             changed=changed,
             changed_before=before,
             labelling=labelling_of(run.engine, manifest.version, captures.fresh, settings.monitor.window),
+            known={"champion": recorded(run.champion), "challenger": fitted.answers},
             limits=run.limits,
             threads=settings.retrain_threads,
             progress=run.progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from perennial.progress import Progress, silent
 from perennial.settings import Settings
 from perennial.settings_sections import TrainSettings
 from perennial.storage import Storage
-from training import backbone_ranking, datasets, full_disk, run_log
+from training import backbone_ranking, datasets, full_disk, glance_cache, run_log
 from training.datasets import LabelledImages
 from training.fit import FitRequest, Fitted, fit, one_thread_a_batch
 from training.publish import publish
@@ -53,8 +53,11 @@ def _train(engine: sa.Engine, settings: Settings, data: str, log: RunLog, progre
     storage = Storage(settings.blobs_url)  # first: better to hear now than after the work that it cannot be used
     limits = ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels)
     images = datasets.load(
-        data, validation=chosen.validation, test=chosen.test, seed=chosen.seed, limits=limits, progress=progress
-    )
+        data, validation=chosen.validation, test=chosen.test, seed=chosen.seed, limits=limits, progress=progress,
+        keep_thumbnails=True,
+    )  # fmt: skip
+    glance_cache.remember(settings.cache_path, images)  # for the first retrain
+    images = replace(images, thumbnails={})
     backbone, weights = chosen.backbone, _findable(chosen.weights)
     if backbone == "auto":
         backbone, weights = _best_at_hand(images, chosen, settings.cache_path, limits, progress)

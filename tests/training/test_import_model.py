@@ -21,7 +21,7 @@ from perennial.bundle import Bundle, open_bundle
 from perennial.errors import InvalidDataset, InvalidParameter, WeightsUnavailable
 from perennial.graph import BFLOAT16, FLOAT32, Graph
 from perennial.images import ImageLimits, InputRule, prepare
-from perennial.settings import load_settings
+from perennial.settings import Settings
 from training.backbones import load_with_head, normalised
 from training.export import Whitening, fit_whitening, fixed_projection
 from training.import_model import LEAST_REFERENCE, backbone_of, list_images
@@ -157,10 +157,9 @@ def test_the_embedding_is_fitted_to_no_image_so_that_others_of_a_kind_look_the_s
 
 
 def test_a_retrain_of_an_imported_model_asks_for_data_and_takes_it(
-    imported: dict[str, Any], home: Path, shapes: Path
+    imported: dict[str, Any], shapes: Path, settings: Settings
 ) -> None:
     bundle = open_bundle(Path(imported["bundle"]))
-    settings = load_settings(None)
     with pytest.raises(InvalidDataset, match=r"there is nothing at .*torchvision:mobilenet_v3_small"):
         original_data(bundle, settings, ImageLimits())
     given = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"data": str(shapes)})})

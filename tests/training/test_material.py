@@ -10,7 +10,7 @@ from PIL import Image
 
 from perennial.bundle import Bundle
 from perennial.images import ImageLimits
-from perennial.settings import load_settings
+from perennial.settings import Settings
 from training import datasets
 from training.datasets import LabelledImages
 from training.material import original_data, pinned_rows
@@ -30,16 +30,15 @@ def grown(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read_again(bundle: Bundle, data: Path) -> LabelledImages:
-    settings = load_settings(None)
+def read_again(bundle: Bundle, data: Path, settings: Settings) -> LabelledImages:
     retrain = settings.retrain.model_copy(update={"data": str(data)})
     return original_data(bundle, settings.model_copy(update={"retrain": retrain}), ImageLimits())
 
 
 def test_a_copy_of_an_image_that_the_champion_knows_is_in_the_split_of_that_image(
-    shape_bundle: Bundle, grown: Path
+    shape_bundle: Bundle, grown: Path, settings: Settings
 ) -> None:
-    images = read_again(shape_bundle, grown)
+    images = read_again(shape_bundle, grown, settings)
     split = {row.location: row.split for row in images.rows}
     copies = [location for location in split if location.endswith("-copy.jpg")]
     assert len(copies) == 30
@@ -52,8 +51,10 @@ def test_a_copy_of_an_image_that_the_champion_knows_is_in_the_split_of_that_imag
     assert any(row.split != split[row.location] for row in anew.rows if row.location in copies)
 
 
-def test_no_group_straddles_a_split_and_a_known_image_stays_where_it_was(shape_bundle: Bundle, grown: Path) -> None:
-    images = read_again(shape_bundle, grown)
+def test_no_group_straddles_a_split_and_a_known_image_stays_where_it_was(
+    shape_bundle: Bundle, grown: Path, settings: Settings
+) -> None:
+    images = read_again(shape_bundle, grown, settings)
     pinned = pinned_rows(shape_bundle)
     assert all(row.split == pinned[row.digest].split for row in images.rows if row.digest in pinned)
     splits: dict[str, set[str]] = {}
