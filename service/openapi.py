@@ -262,7 +262,7 @@ def _plain(name: str, summary: str, media_type: str, statuses: Iterable[int]) ->
 
 
 def _picture(name: str, summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
-    return _described(name, summary, {"image/jpeg": {}}, (404, 503, 504), {"parameters": list(parameters)})
+    return _described(name, summary, {"image/jpeg": {}}, (404, 422, 503, 504), {"parameters": list(parameters)})
 
 
 def _described(
