@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.ready
 WORKERS ?= 3
 
 .PHONY: help setup demo test lint bench bench-transfer bench-serving bench-resilience bench-training bench-backbones bench-memory \
-        bench-drift bench-retrain bench-loop constraints clean
+        bench-drift bench-retrain bench-loop bench-operations constraints clean
 .DEFAULT_GOAL := help
 
 help:            ## what there is to make
@@ -60,6 +60,9 @@ bench-retrain: $(STAMP)  ## what a retrain costs, and the service beside it; nee
 
 bench-loop: $(STAMP)  ## the whole loop on streams with known changes, beside simpler ways to keep a model fresh; needs the shared images, takes hours
 	$(BIN)/python -m benchmarks.loop
+
+bench-operations: $(STAMP)  ## what the operations page costs, beside a million predictions; needs wrk, and chromium for its first paint
+	$(BIN)/python -m benchmarks.operations
 
 bench-resilience: $(STAMP)  ## what becomes of predictions when things break, and of answers when there are too many
 	$(BIN)/python -m benchmarks.resilience

@@ -14,6 +14,7 @@ _NOTHING: Final = 4
 _ROWS: Final = (
     ("predictions", ("rows",), "older than retention.rows_days, or more than rows_max"),
     ("counts of rejected images", ("rejections",), "older than what is kept of the predictions"),
+    ("counts of predictions", ("traffic",), "older than what is kept of the predictions"),
     ("images, by age", ("images", "aged"), "last used longer ago than retention.images_days"),
     ("images, by size", ("images", "over_size"), "the longest unused, to come down to retention.images_bytes"),
     ("images, unnamed", ("images", "unnamed"), "named by no prediction that is left"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -33,7 +33,7 @@ from perennial.ids import new_id
 from perennial.ledger import EventKind
 from perennial.ledger.requests import Trigger, open_request
 from perennial.settings import Settings
-from perennial.storage import Storage
+from perennial.storage import Storage, reference_key
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class Check:
             "model_version": self.model_version,
             "window": self.window(),
             "compared_with": asdict(self.compared_with) if self.compared_with is not None else None,
+            "scores": {name: family.score for name, family in self.families.items()},
             "families": {name: _family(family) for name, family in self.families.items()},
             "collection": self.collection.document() if self.collection is not None else None,
             "problems": [
@@ -186,6 +187,7 @@ def run_check(engine: sa.Engine, settings: Settings, drawing: Drawing | None = N
         )
         report_url = storage.write(f"reports/{settings.name}/{version}/{new_id()}.html", html.encode())
         check = replace(check, report_url=report_url)
+    _keep_references(storage, settings.name, version, found.examples, found.thumbnails)
     check = replace(check, seconds=time.perf_counter() - began)
     ledger.checks.record(
         engine,
@@ -247,6 +249,18 @@ def _drawn(drawing: Drawing, settings: Settings, version: str, found: Finding, w
         return _Evidently(True, missing=str(error))
 
 
+def _keep_references(
+    storage: Storage, name: str, version: str, examples: Sequence[Example], thumbnails: Mapping[str, bytes]
+) -> None:
+    """Put the reference images that the examples are held against where the operations page finds them: a service
+    cannot read the bundle's table of them."""
+    shown = {neighbour.digest for example in examples for neighbour in example.nearest}
+    for digest in sorted(shown & thumbnails.keys()):
+        key = reference_key(name, version, digest)
+        if not storage.exists(key):
+            storage.write(key, thumbnails[digest])
+
+
 def _warn_of_the_future(window: Window) -> None:
     """Predictions are sorted by the clock of the service. One that was set back hides what comes after behind what came
     before, until it is as late again."""
@@ -272,8 +286,7 @@ def _events(engine: sa.Engine, check: Check, digest: str, history: History) -> l
     numbers = {
         "model_version": check.model_version,
         "bundle_digest": digest,
-        **{key: document[key] for key in ("verdict", "causes", "window", "accuracy", "report_url")},
-        "scores": {name: family.score for name, family in check.families.items()},
+        **{key: document[key] for key in ("verdict", "causes", "window", "accuracy", "scores", "report_url")},
     }
     found = changes(history, check.verdict, numbers)
     if check.retrain.due and open_request(engine, check.name) is None:

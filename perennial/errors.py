@@ -183,6 +183,15 @@ class UnknownPrediction(PerennialError):
     slug = "unknown-prediction"
 
 
+class UnknownPicture(PerennialError):
+    """There is no picture of that: the image is not kept, or never was."""
+
+    status = 404
+    exit_code = 3
+    title = "No such picture"
+    slug = "unknown-picture"
+
+
 class UnknownLabel(InvalidParameter):
     """The model that made a prediction has no such class."""
 

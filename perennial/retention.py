@@ -58,6 +58,7 @@ class Pruned:
     """What was removed; with `dry_run` what would have been.
 
     `rows`: predictions. `rejections`: counts of images that could not be read, one for each minute and reason.
+    `traffic`: counts of predictions, one for each minute and version.
     `aged`, `over_size`, `unnamed`: images that were too old, too many, or named by no row. `leftovers`: files that
     crashes left half written, reports that no check names, and what a killed training left. `kept`: the images that
     are left.
@@ -66,6 +67,7 @@ class Pruned:
     dry_run: bool
     rows: Tally = field(default_factory=Tally)
     rejections: Tally = field(default_factory=Tally)
+    traffic: Tally = field(default_factory=Tally)
     aged: Tally = field(default_factory=Tally)
     over_size: Tally = field(default_factory=Tally)
     unnamed: Tally = field(default_factory=Tally)
@@ -75,7 +77,7 @@ class Pruned:
     @property
     def nothing(self) -> bool:
         """Was there nothing to do?"""
-        gone = (self.rows, self.rejections, self.aged, self.over_size, self.unnamed, self.leftovers)
+        gone = (self.rows, self.rejections, self.traffic, self.aged, self.over_size, self.unnamed, self.leftovers)
         return not any(tally.count for tally in gone)
 
     def document(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Pruned:
             "dry_run": self.dry_run,
             "rows": asdict(self.rows),
             "rejections": asdict(self.rejections),
+            "traffic": asdict(self.traffic),
             "images": {
                 "aged": asdict(self.aged),
                 "over_size": asdict(self.over_size),
@@ -185,7 +188,8 @@ def _prune(
         places=places,
     )
     _remove_rows(run)
-    _remove_rejections(run)
+    _remove_counts(run, retention.REJECTIONS, run.result.rejections)
+    _remove_counts(run, retention.TRAFFIC, run.result.traffic)
     _remove_images(run, settings.images_bytes)
     _remove_leftovers(run)
     return run.result
@@ -207,17 +211,17 @@ def _remove_rows(run: _Run) -> None:
         run.progress(Step("removing predictions", run.result.rows.count, 0))
 
 
-def _remove_rejections(run: _Run) -> None:
+def _remove_counts(run: _Run, table: sa.Table, tally: Tally) -> None:
     def add(removed: int) -> None:
-        run.result.rejections.add(removed, removed * retention.REJECTION_BYTES)
+        tally.add(removed, removed * retention.COUNT_BYTES)
 
     if run.result.dry_run:
-        add(retention.count_expired_rejections(run.engine, run.expired))
+        add(retention.count_expired_counts(run.engine, table, run.expired))
         return
     removed = retention.MOST_ROWS
     while removed >= retention.MOST_ROWS:
         with _leaving_room():
-            removed = retention.delete_expired_rejections(run.engine, run.expired)
+            removed = retention.delete_expired_counts(run.engine, table, run.expired)
         add(removed)
 
 

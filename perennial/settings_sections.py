@@ -101,6 +101,10 @@ ReadPath = Literal[
     "/v1/model",
     "/v1/status",
     "/v1/events",
+    "/v1/overview",
+    "/v1/labels/queue",
+    "/v1/images/{prediction_id}",
+    "/v1/references/{version}/{digest}",
 ]
 Origin = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://[^/\s,\"*?#@]+$")]
 

@@ -202,6 +202,11 @@ def capture_key(digest: str, image_format: str) -> str:
     return f"captures/{digest[:2]}/{digest}.{_EXTENSIONS.get(image_format, 'bin')}"
 
 
+def reference_key(name: str, version: str, digest: str) -> str:
+    """Where the thumbnail of a reference image is kept that a check has shown."""
+    return f"references/{name}/{version}/{digest}.jpg"
+
+
 def _checked(key: str) -> str:
     parts = key.split("/")
     if not key or any(part in ("", ".", "..") for part in parts) or "\\" in key:

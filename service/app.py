@@ -23,8 +23,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from perennial.errors import LedgerUnavailable, PerennialError
+from perennial.images import ImageLimits
 from perennial.storage import Storage
-from service import metrics, openapi, outline, problems, protocol, routes
+from service import keys, metrics, openapi, outline, problems, protocol, routes
 from service.body_memory import BodyMemory
 from service.captures import Captures
 from service.edge import Edge, RealPath
@@ -33,6 +34,9 @@ from service.inference import Inference, threads_for
 from service.ledger_link import LedgerLink
 from service.lifetime import end_with_parent
 from service.live_model import LiveModels
+from service.ops.overview import Overview
+from service.ops.page import pages
+from service.ops.pictures import Pictures
 from service.overload import EarlyRefusal
 from service.predict import Predictor, Slots
 from service.recorder import Recorder
@@ -85,7 +89,7 @@ class EdgedService(bentoml.Service):  # type: ignore[misc]
         # BentoML's own page and document at these paths know of `/classify` only, and the page loads scripts from
         # elsewhere.
         behind = [route for route in app.routes if route.path not in openapi.PAGES]
-        return Edge(app, behind, serve, openapi.pages(serve), {routes.PREDICT: hot_path})
+        return Edge(app, behind, serve, openapi.pages(serve) | pages(), {routes.PREDICT: hot_path})
 
 
 def _let_others_finish() -> None:
@@ -129,6 +133,8 @@ class Perennial:
         self.slots = Slots(settings.serve.max_queue)
         self.bodies = BodyMemory(settings.serve.max_queue_bytes, lambda: self.inference.most_working)
         self.feedback = FeedbackDesk(settings.name, self.recorder, keeps=settings.retrain.new_class_labels > 0)
+        self.overview = Overview(settings, keys.asked(settings.serve))
+        self.pictures = Pictures(storage, ImageLimits(settings.serve.max_bytes, settings.serve.max_pixels))
         self.ledger_threads = ThreadPoolExecutor(_LEDGER_THREADS, thread_name_prefix="ledger")
         self.models.look()
 

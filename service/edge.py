@@ -53,10 +53,12 @@ _EXPOSED: Final = (b"access-control-expose-headers", b"X-Request-ID, Retry-After
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A document that never changes while the server runs."""
+    """A document that never changes while the server runs. With an `etag`, who has it already is not sent it again."""
 
     media_type: str
     body: bytes
+    etag: bytes = b""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Edge:
@@ -132,7 +134,7 @@ class Edge:
                 return
             self._admit(scope, headers, route, answer)
             if route in self._pages:
-                await self._page(scope["method"], route, answer)
+                await self._page(scope["method"], route, headers, answer)
                 return
             direct = self._direct.get((scope["method"], route))
             if direct is not None:
@@ -224,12 +226,16 @@ class Edge:
             raise Forbidden(_OTHER_ORIGIN)
         return _PREFLIGHT
 
-    async def _page(self, method: str, path: str, answer: _Answer) -> None:
+    async def _page(self, method: str, path: str, headers: keys.Headers, answer: _Answer) -> None:
         if method not in ("GET", "HEAD"):
             await answer.refuse(problems.of_status(405, path, method), [(b"allow", b"GET, HEAD")])
             return
         page = self._pages[path]
-        await answer.whole(200, [(b"content-type", page.media_type.encode())], page.body)
+        extra = [*page.headers, (b"etag", page.etag)] if page.etag else [*page.headers]
+        if page.etag and headers.get(b"if-none-match") == page.etag:
+            await answer.whole(304, extra, b"")
+            return
+        await answer.whole(200, [(b"content-type", page.media_type.encode()), *extra], page.body)
 
 
 class RealPath:
@@ -291,7 +297,7 @@ class _Answer:
 
     async def whole(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         """Answer at once."""
-        length = [(b"content-length", str(len(body)).encode())] if status != 204 else []
+        length = [(b"content-length", str(len(body)).encode())] if status not in (204, 304) else []
         await self.send({"type": "http.response.start", "status": status, "headers": [*length, *headers]})
         await self.send({"type": "http.response.body", "body": body})
 

@@ -30,6 +30,8 @@ SCOPES: Final = {
     "/v1/models/{version}/promote": ADMIN,
     "/v1/rollback": ADMIN,
 }
+#: Captured images may show people: until a key guards them they answer this machine only.
+IMAGES: Final = frozenset({"/v1/images/{prediction_id}", "/v1/references/{version}/{digest}", "/v1/labels/queue"})
 #: Where the Edge leaves the name of the key in the ASGI scope, None without one.
 CALLER: Final = "perennial.caller"
 
@@ -66,7 +68,7 @@ class Keyring:
         for path in paths:
             scope = SCOPES.get(path, READ)
             guarded = scope == ADMIN or scope in named or (scope == READ and "predict" in named)
-            if guarded and path not in serve.keys_exempt:
+            if guarded and path not in serve.keys_exempt and not _holds_no_data(path):
                 self._needs[path] = scope
 
     def guards(self, path: str) -> bool:
@@ -78,13 +80,19 @@ class Keyring:
 
         Raises:
             Unauthorized: no key, or one that is not known or has expired.
-            Forbidden: the key does not allow this; or there is no admin key and the call is not from this machine.
+            Forbidden: the key does not allow this; or there is no key for admin calls, or for captured images, and the
+                call is not from this machine.
             InvalidParameter: the body of an admin call is not declared as JSON; a page in a browser could send such a
                 call from anywhere.
         """
         need = self._needs.get(path)
         if need is None:
             found = self._find(headers) if self._keys else None
+            if found is None and path in IMAGES and not _from_this_machine(scope, headers):
+                raise Forbidden(
+                    "captured images answer this machine only until there is a key for them; "
+                    "make one: perennial keys create --name NAME --scope predict"
+                )
             return found.name if found else None
         name = None
         if need != ADMIN or self._admin_key:
@@ -124,6 +132,13 @@ class Keyring:
         return found
 
 
+def asked(serve: ServeSettings) -> dict[str, bool]:
+    """Which kinds of calls ask for a key: `read`, `predict`, `feedback`, `admin`."""
+    of_scope = {READ: "/v1/overview", "predict": "/v1/predict", "feedback": "/v1/feedback", ADMIN: "/v1/rollback"}
+    keyring = Keyring(serve, frozenset(of_scope.values()))
+    return {scope: keyring.guards(path) for scope, path in of_scope.items()}
+
+
 def actor_of(scope: Mapping[str, Any]) -> str:
     """Who makes an admin call, for the audit trail.
 
@@ -157,6 +172,11 @@ def _from_this_machine(scope: Mapping[str, Any], headers: Headers) -> bool:
         return False
     name = (match["name"] or match["address"]).decode("ascii").lower()
     return name == "localhost" or _is_loopback(name)
+
+
+def _holds_no_data(path: str) -> bool:
+    """The operations page and its script: a browser opens them before it can send a key."""
+    return path == "/ops" or path.startswith("/ops/")
 
 
 def _is_loopback(address: str) -> bool:

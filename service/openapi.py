@@ -13,16 +13,16 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from perennial.images import FORMATS
-from perennial.ledger.events import EventKind
+from perennial.overview import MOST_HOURS
 from perennial.settings_sections import ServeSettings
 from service import problems
 from service.edge import Page
 from service.keys import Keyring
+from service.openapi_schemas import PREDICTION, PROBLEM, Schema, object_of, schemas
+from service.ops.page import ASSETS
 
 #: Paths that the Edge answers with a page.
 PAGES: Final = ("/", "/docs.json")
-
-Schema = dict[str, Any]
 
 _TITLES: Final = {
     400: "Not an image that can be read, or not a request",
@@ -42,19 +42,6 @@ _TITLES: Final = {
 }
 _ALWAYS: Final = (400, 403, 414, 431, 500)  # anything may have a broken or too large header
 _IMAGE_TYPES: Final = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
-_PREDICTION: Final = {
-    "prediction_id": "01a1fb77-194f-7ebc-b7bf-c270089afb4e",
-    "model": {"name": "flowers", "version": "20261121-001723-77540"},
-    "label": "daisy",
-    "confidence": 0.973112,
-    "top": [{"label": "daisy", "probability": 0.973112}, {"label": "aster", "probability": 0.020418}],
-}
-_PROBLEM: Final = {
-    "type": f"{problems.URN}truncated-image",
-    "title": "The image is truncated or corrupt",
-    "status": 400,
-    "detail": "the JPEG header is fine but the image data is not (image file is truncated); send the whole file",
-}
 
 
 def pages(serve: ServeSettings) -> dict[str, Page]:
@@ -87,7 +74,7 @@ def document(serve: ServeSettings) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
-            "schemas": _schemas(),
+            "schemas": schemas(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -99,8 +86,8 @@ def document(serve: ServeSettings) -> dict[str, Any]:
 def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
     image: dict[str, Schema] = {media: {} for media in _IMAGE_TYPES}
     source = {"type": "string", "maxLength": 200, "description": "Where the image came from."}
-    form = _object({"image": _binary("The image."), "source": source}, required=["image"])
-    batch = _object(
+    form = object_of({"image": _binary("The image."), "source": source}, required=["image"])
+    batch = object_of(
         {
             "images": {
                 "type": "array",
@@ -122,7 +109,7 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
         "schema": {"type": "string"},
     }
     label = {"$ref": "#/components/schemas/Label"}
-    reason = _object(
+    reason = object_of(
         {
             "reason": {
                 "type": "string",
@@ -149,13 +136,13 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
         "/v1/predict": {
             "post": _operation(
                 "predict", f"Classify one image ({formats}): the raw body, or the field `image` of a form.",
-                "Prediction", (413, 415, 422, 503, 504), _PREDICTION, predict,
+                "Prediction", (413, 415, 422, 503, 504), PREDICTION, predict,
             )
         },
         "/v1/predict/batch": {
             "post": _operation(
                 "predict_batch", "Classify many images; one that cannot be read fails alone.",
-                "Batch", (413, 422, 503, 504), {"results": [_PREDICTION, {"error": _PROBLEM}]},
+                "Batch", (413, 422, 503, 504), {"results": [PREDICTION, {"error": PROBLEM}]},
                 {
                     "parameters": [top, x_source],
                     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": batch}}},
@@ -170,7 +157,7 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
                 {
                     "requestBody": _json_body(
                         {"oneOf": [label, {"type": "array", "items": label, "maxItems": 10_000}]},
-                        {"prediction_id": _PREDICTION["prediction_id"], "label": "aster", "source": "Ann"},
+                        {"prediction_id": PREDICTION["prediction_id"], "label": "aster", "source": "Ann"},
                     )
                 },
             )
@@ -189,6 +176,40 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
                 },
             )
         },
+        "/v1/overview": {
+            "get": _operation(
+                "overview", "Everything at a glance, as the page at `/ops` shows it.", "Overview", (422, 503, 504),
+                None, {
+                    "parameters": [
+                        _query("hours", {"type": "integer", "minimum": 1, "maximum": MOST_HOURS},
+                               "How far back traffic, checks and deployments go; 24 unless given.")
+                    ]
+                },
+            )
+        },
+        "/v1/labels/queue": {
+            "get": _operation(
+                "labels_queue", "What to label next: half drawn at random, half what the model was least sure of.",
+                "LabelsQueue", (422, 503, 504), None,
+                {
+                    "parameters": [
+                        _query("count", {"type": "integer", "minimum": 1, "maximum": 100}, "20 unless given.")
+                    ]
+                },
+            )
+        },
+        "/v1/images/{prediction_id}": {
+            "get": _picture(
+                "captured_image", "What the model saw of a captured image, small. Without any key for it, this machine "
+                "only.", {**which, "name": "prediction_id"}
+            )
+        },
+        "/v1/references/{version}/{digest}": {
+            "get": _picture(
+                "reference_image", "A reference image that a check has shown, small. As captured images.", which,
+                {**which, "name": "digest", "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+            )
+        },
         "/v1/models/{version}/promote": {
             "post": _operation(
                 "promote", "Make a version live, without the gate. Needs an admin key, or this machine where there is "
@@ -204,7 +225,7 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
         "/classify": {
             "post": _operation(
                 "classify", "The same prediction for `bentoml.SyncHTTPClient`.",
-                "Prediction", (413, 415, 422, 503, 504), _PREDICTION,
+                "Prediction", (413, 415, 422, 503, 504), PREDICTION,
                 {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}},
             )
         },
@@ -215,6 +236,10 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
         "/schema.json": {"get": _plain("schema", "BentoML's own description of `/classify`.", "application/json", ())},
         "/docs.json": {"get": _plain("docs", "This document.", "application/json", ())},
         "/": {"get": _plain("page", "A page that lists the calls.", "text/html", ())},
+        **{
+            path: {"get": _plain(file.replace(".", "_"), said, media_type.split(";")[0], ())}
+            for path, (file, media_type, said) in ASSETS.items()
+        },
     }  # fmt: skip
 
 
@@ -234,6 +259,10 @@ def _operation(
 
 def _plain(name: str, summary: str, media_type: str, statuses: Iterable[int]) -> dict[str, Any]:
     return _described(name, summary, {media_type: {}}, statuses, {})
+
+
+def _picture(name: str, summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+    return _described(name, summary, {"image/jpeg": {}}, (404, 422, 503, 504), {"parameters": list(parameters)})
 
 
 def _described(
@@ -266,129 +295,6 @@ def _json_body(schema: Schema, example: Any) -> dict[str, Any]:
 
 def _binary(description: str) -> Schema:
     return {"type": "string", "contentMediaType": "application/octet-stream", "description": description}
-
-
-def _object(properties: dict[str, Schema], required: list[str] | None = None, *, closed: bool = False) -> Schema:
-    wanted = list(properties) if required is None else required
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": wanted,
-        **({"additionalProperties": False} if closed else {}),
-    }
-
-
-def _schemas() -> dict[str, Schema]:
-    text = {"type": "string"}
-    time = {"type": "string", "format": "date-time"}
-    share = {"type": "number", "minimum": 0, "maximum": 1}
-    texts = {"type": "array", "items": text}
-    anything = {"type": "object"}
-    prediction = {"$ref": "#/components/schemas/Prediction"}
-    problem = {"$ref": "#/components/schemas/Problem"}
-    return {
-        "Prediction": _object(
-            {
-                "prediction_id": {"type": "string", "format": "uuid"},
-                "model": _object({"name": text, "version": text}),
-                "label": text,
-                "confidence": share,
-                "top": {"type": "array", "minItems": 1, "items": _object({"label": text, "probability": share})},
-            }
-        ),
-        "Batch": _object(
-            {"results": {"type": "array", "items": {"oneOf": [prediction, _object({"error": problem})]}}},
-        ),
-        "Label": _object(
-            {
-                "prediction_id": {"type": "string", "minLength": 1},
-                "label": {"type": "string", "minLength": 1},
-                "source": {"type": ["string", "null"], "maxLength": 200, "pattern": r"^[^\u0000-\u001f\u007f]*$"},
-            },
-            required=["prediction_id", "label"],
-            closed=True,
-        ),
-        "Accepted": _object(
-            {
-                "accepted": {"type": "integer", "minimum": 0},
-                "kept": {
-                    "type": "integer",
-                    "minimum": 0,
-                    "description": "Labels that are no class of the model and are kept for when they become one.",
-                },
-                "unknown_predictions": texts,
-                "unknown_labels": texts,
-            }
-        ),
-        "Model": _object(
-            {
-                "name": text,
-                "version": text,
-                "classes": texts,
-                "backbone": text,
-                "pretrained": _object({"source": text, "sha256": text}),
-                "strategy": text,
-                "why": text,
-                "metrics": {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Estimate"}},
-                "trained_at": time,
-                "deployed_at": time,
-                "reason": text,
-                "actor": text,
-                "bundle_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-            }
-        ),
-        "Estimate": _object({each: {"type": "number"} for each in ("value", "low", "high")}),
-        "Status": _object(
-            {
-                "model": _object({"name": text, "version": {"type": ["string", "null"]}}),
-                "verdict": {"type": ["string", "null"]},
-                "message": text,
-                "check": {"type": "integer"},
-                "at": time,
-                "model_version": text,
-                "window": {},
-            },
-            required=["model", "verdict"],
-        ),
-        "Events": _object(
-            {
-                "events": {
-                    "type": "array",
-                    "items": _object(
-                        {
-                            "id": {"type": "integer"},
-                            "at": time,
-                            "kind": {"enum": [str(kind) for kind in EventKind]},
-                            "detail": anything,
-                            "caused_by": {"type": ["integer", "null"]},
-                        }
-                    ),
-                },
-                "after": {"type": "integer"},
-            }
-        ),
-        "Deployment": _object(
-            {
-                "name": text,
-                "version": text,
-                "reason": text,
-                "actor": text,
-                "deployed_at": time,
-                "event_id": {"type": "integer"},
-            }
-        ),
-        "Problem": {
-            **_object(
-                {
-                    "type": {"type": "string", "pattern": f"^{problems.URN}[a-z-]+$"},
-                    "title": text,
-                    "status": {"type": "integer", "minimum": 400, "maximum": 599},
-                    "detail": text,
-                }
-            ),
-            "example": _PROBLEM,
-        },
-    }
 
 
 def _page(whole: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from perennial.errors import InvalidImage, InvalidParameter, PerennialError, Too
 from perennial.json_body import json_body
 from perennial.ledger import checks, deployments, events
 from perennial.ledger.deployments import Deployment
+from perennial.overview import MOST_HOURS
 from perennial.settings import Settings
 from service import feedback, keys, problems
 from service.body_memory import BodyMemory
@@ -27,11 +28,17 @@ from service.feedback import FeedbackDesk
 from service.ledger_link import LedgerLink
 from service.limits import hold, most_batch_bytes, plain_text, read_image, read_images, read_json
 from service.live_model import LiveModel, LiveModels
+from service.ops import labelling
+from service.ops.overview import Overview
+from service.ops.pictures import Pictures
 from service.predict import Predictor, Slots, top_of
 from service.rejections import Rejections
 
 DEFAULT_EVENTS: Final = 100
 MAX_EVENTS: Final = 1000
+DEFAULT_HOURS: Final = 24
+DEFAULT_QUEUE: Final = 20
+MAX_QUEUE: Final = 100
 _MAX_REASON: Final = 1000
 _MAX_VERSION: Final = 64
 _MAX_ID: Final = 2**63 - 1
@@ -50,6 +57,8 @@ class Desk(Protocol):
     bodies: BodyMemory
     link: LedgerLink
     feedback: FeedbackDesk
+    overview: Overview
+    pictures: Pictures
     ledger_threads: ThreadPoolExecutor
 
 
@@ -86,6 +95,10 @@ def build(desk_of: Callable[[], Desk]) -> Starlette:
             route("/v1/model", "GET", model_card),
             route("/v1/status", "GET", status),
             route("/v1/events", "GET", list_events),
+            route("/v1/overview", "GET", overview),
+            route("/v1/labels/queue", "GET", labels_queue),
+            route("/v1/images/{prediction_id}", "GET", captured_image),
+            route("/v1/references/{version}/{digest}", "GET", reference_image),
             route("/v1/models/{version}/promote", "POST", promote),
             route("/v1/rollback", "POST", roll_back),
         ],
@@ -176,6 +189,34 @@ async def list_events(desk: Desk, request: Request) -> dict[str, Any]:
     return events.page(found, after)
 
 
+async def overview(desk: Desk, request: Request) -> Response:
+    hours = _whole(request, "hours", DEFAULT_HOURS, low=1, high=MOST_HOURS)
+    found = await _in_ledger(desk, lambda engine: desk.overview.get(engine, hours))
+    headers = {"ETag": found.etag, "Cache-Control": "no-cache"}
+    if request.headers.get("if-none-match") == found.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(found.body, media_type="application/json", headers=headers)
+
+
+async def labels_queue(desk: Desk, request: Request) -> dict[str, Any]:
+    count = _whole(request, "count", DEFAULT_QUEUE, low=1, high=MAX_QUEUE)
+    live, window = desk.models.get(), desk.settings.monitor.window
+    images = await _in_ledger(desk, lambda engine: labelling.queue(engine, live.version, window, count))
+    return {"version": live.version, "classes": list(live.classes), "images": images}
+
+
+async def captured_image(desk: Desk, request: Request) -> Response:
+    prediction = plain_text("a prediction", request.path_params["prediction_id"], _MAX_VERSION)
+    rule = desk.models.get().bundle.manifest.input
+    return _picture(await _in_ledger(desk, lambda engine: desk.pictures.captured(engine, prediction, rule)))
+
+
+async def reference_image(desk: Desk, request: Request) -> Response:
+    version, digest = request.path_params["version"], request.path_params["digest"]
+    name = desk.settings.name
+    return _picture(await _in_thread(desk, lambda: desk.pictures.reference(name, version, digest)))
+
+
 async def promote(desk: Desk, request: Request) -> dict[str, Any]:
     actor = keys.actor_of(request.scope)
     reason = _reason(await read_json(request))
@@ -214,13 +255,24 @@ def card(name: str, live: LiveModel) -> dict[str, Any]:
 
 
 async def _in_ledger(desk: Desk, work: Callable[[sa.Engine], T]) -> T:
+    return await _in_thread(desk, lambda: work(desk.link.engine()))
+
+
+async def _in_thread(desk: Desk, work: Callable[[], T]) -> T:
     # Its own threads, so that a slow database never waits behind inference, nor inference behind it.
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(desk.ledger_threads, lambda: work(desk.link.engine()))
+    return await asyncio.get_running_loop().run_in_executor(desk.ledger_threads, work)
 
 
 def _json(document: Any) -> Response:
+    if isinstance(document, Response):
+        return document
     return Response(json_body(document), media_type="application/json")
+
+
+def _picture(jpeg: bytes) -> Response:
+    # What is under such a name never changes, but it may be removed; and it is nobody else's to keep.
+    headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
 def _deployed(deployment: Deployment) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The system of record: predictions, rejected images, labels, models, deployments, rollouts, shadow answers, checks,
-events, leases, watches of what went live, and how far each webhook was told.
+"""The system of record: predictions and how many there were, rejected images, labels, models, deployments, rollouts,
+shadow answers, checks, events, leases, watches of what went live, and how far each webhook was told.
 
 One module a table. Each function takes the engine that `open_ledger` returns and raises `LedgerUnavailable` when the
 database does not answer.
@@ -17,6 +17,7 @@ from perennial.ledger import (
     rejected_images,
     rollouts,
     shadow_answers,
+    traffic,
     watches,
     webhook_positions,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "rejected_images",
     "rollouts",
     "shadow_answers",
+    "traffic",
     "watches",
     "webhook_positions",
 ]

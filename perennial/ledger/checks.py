@@ -31,6 +31,19 @@ class CheckRow:
     report_url: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is shown of a check in a row of many: `accuracy` as its document has it, `scores` by family."""
+
+    id: int
+    at: datetime
+    model_version: str
+    verdict: str
+    rows: int
+    accuracy: dict[str, Any]
+    scores: dict[str, float]
+
+
 def record(
     engine: sa.Engine,
     *,
@@ -117,6 +130,30 @@ def accuracies(
     with reading(engine) as connection:
         rows = connection.execute(query.order_by(checks.c.id.desc()).limit(limit))
         return [(row.window, row.accuracy or {}) for row in rows]
+
+
+def between(engine: sa.Engine, name: str, since: datetime, most: int) -> list[Told]:
+    """A model's checks from a moment on, oldest first; of more than `most` evenly as many, the newest among them."""
+    query = sa.select(checks.c.id).where(checks.c.name == name, checks.c.at >= since).order_by(checks.c.id)
+    columns = checks.c
+    told = sa.select(
+        columns.id,
+        columns.at,
+        columns.model_version,
+        columns.verdict,
+        columns.window["rows"].label("rows"),
+        columns.detail["accuracy"].label("accuracy"),
+        columns.detail["scores"].label("scores"),
+    )
+    with reading(engine) as connection:
+        ids = list(connection.execute(query).scalars())
+        step = max(1, -(-len(ids) // most))
+        chosen = ids[::-1][::step]
+        rows = connection.execute(told.where(columns.id.in_(chosen)).order_by(columns.id))
+        return [
+            Told(row.id, row.at, row.model_version, row.verdict, row.rows, row.accuracy or {}, row.scores or {})
+            for row in rows
+        ]
 
 
 def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,6 +24,20 @@ class Model:
     parent: str | None
     manifest: Manifest
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is shown of a model in a row of many, without the rest of its manifest. `accuracy`: an estimate."""
+
+    version: str
+    parent: str | None
+    created_at: datetime
+    backbone: str
+    strategy: str
+    why: str
+    classes: tuple[str, ...]
+    accuracy: dict[str, Any] | None
 
 
 def register(engine: sa.Engine, bundle: Bundle, bundle_url: str) -> None:
@@ -58,6 +73,32 @@ def all_of(engine: sa.Engine, name: str) -> list[Model]:
     with reading(engine) as connection:
         query = sa.select(models).where(models.c.name == name).order_by(models.c.version)
         return [_model(row) for row in connection.execute(query)]
+
+
+def cards(engine: sa.Engine, name: str, limit: int, *, also: Collection[str] = ()) -> list[Card]:
+    """The newest models of that name, newest first, and those of these versions."""
+    manifest = models.c.manifest
+    parts = [manifest[part].label(part) for part in ("backbone", "strategy", "why", "classes")]
+    accuracy = manifest["metrics"]["accuracy"].label("accuracy")
+    query = sa.select(models.c.version, models.c.parent, models.c.created_at, *parts, accuracy)
+    newest = sa.select(models.c.version).where(models.c.name == name).order_by(models.c.version.desc()).limit(limit)
+    wanted = sa.or_(models.c.version.in_(newest), models.c.version.in_(list(also)))
+    with reading(engine) as connection:
+        found = connection.execute(query.where(models.c.name == name, wanted).order_by(models.c.version.desc()))
+        return [
+            Card(
+                row.version, row.parent, row.created_at, row.backbone, row.strategy, row.why, tuple(row.classes),
+                row.accuracy,
+            )
+            for row in found
+        ]  # fmt: skip
+
+
+def versions(engine: sa.Engine, name: str) -> list[str]:
+    """Every version of that name, oldest first."""
+    query = sa.select(models.c.version).where(models.c.name == name).order_by(models.c.version)
+    with reading(engine) as connection:
+        return list(connection.execute(query).scalars())
 
 
 def bundle_urls(engine: sa.Engine) -> dict[str, str]:

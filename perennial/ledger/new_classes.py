@@ -77,7 +77,8 @@ def find(engine: sa.Engine, name: str, classes: Collection[str], at_least: int) 
     rows = (
         sa.select(kept.c.label, sa.case((counts, predictions.c.image_digest)).label("digest"))
         .join(predictions, predictions.c.id == kept.c.prediction_id)
-        .where(predictions.c.model_version.in_(versions), kept.c.label.not_in(classes), _is_last(kept))
+        # As an expression, or SQLite goes through all predictions of the versions instead of the few labels.
+        .where(predictions.c.model_version.concat("").in_(versions), kept.c.label.not_in(classes), _is_last(kept))
         .subquery()
     )
     query = sa.select(rows.c.label, sa.func.count(rows.c.digest.distinct())).group_by(rows.c.label)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from perennial.ids import first_id
+from perennial.ledger import traffic
 from perennial.ledger.connect import reading, writing
 from perennial.ledger.schema import labels, predictions
 
@@ -86,14 +88,31 @@ class Answer:
     true_label: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """A prediction that nobody has labelled, with its captured image."""
+
+    id: str
+    at: datetime
+    image_digest: str
+    label: str
+    confidence: float
+
+
 def record(engine: sa.Engine, rows: Sequence[Prediction]) -> None:
-    """Write predictions in one transaction. A row whose id is there already is left as it is."""
+    """Write predictions in one transaction, and count them. A row whose id is there already is left as it is."""
     if not rows:
         return
-    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
     with writing(engine) as connection:
-        connection.execute(statement, [_fields(row) for row in rows])
+        written = connection.execute(_inserting(engine.dialect.name), [_fields(row) for row in rows])
+        traffic.add(connection, ((row.model_version, row.at) for row in written))
+
+
+@cache  # building it takes as long as executing it
+def _inserting(dialect: str) -> sa.sql.dml.ReturningInsert[Any]:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
+    return statement.returning(predictions.c.model_version, predictions.c.at)
 
 
 def latest(
@@ -278,6 +297,28 @@ def count_labelled_captures(
         query = query.where(predictions.c.at >= since)
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())
+
+
+def unlabelled(engine: sa.Engine, model_version: str, window: int) -> list[Unlabelled]:
+    """Of the latest `window` predictions of a version those with a captured image and without any label, oldest
+    first."""
+    newest = _newest(model_version, window, None, predictions.c.id)
+    of = predictions.c
+    query = (
+        sa.select(of.id, of.at, of.image_digest, of.label, of.confidence)
+        .join(newest, newest.c.id == of.id)
+        .where(of.image_url.is_not(None), ~_has_label(of.id))
+        .order_by(of.id)
+    )
+    with reading(engine) as connection:
+        return [Unlabelled(**row) for row in connection.execute(query).mappings()]
+
+
+def image_url(engine: sa.Engine, prediction_id: str) -> str | None:
+    """Where a prediction's captured image lies; None if there is no such prediction or no image of it."""
+    query = sa.select(predictions.c.image_url).where(predictions.c.id == prediction_id)
+    with reading(engine) as connection:
+        return connection.execute(query).scalar()
 
 
 def known(engine: sa.Engine, ids: Sequence[str]) -> dict[str, str]:

@@ -11,14 +11,16 @@ import sqlalchemy as sa
 
 from perennial.ledger import leases
 from perennial.ledger.connect import reading, writing
-from perennial.ledger.schema import deployments, labels, models, predictions, rejected_images, shadow_answers
+from perennial.ledger.schema import deployments, labels, models, predictions, rejected_images, shadow_answers, traffic
 
 #: Rows in one transaction: a service that writes to the same SQLite file waits for as long as one takes.
 MOST_ROWS: Final = 2000
 #: What a row takes beside its vectors and its URL: ids, numbers, short texts.
 _FIXED_BYTES: Final = 300
-#: What a count of rejected images takes.
-REJECTION_BYTES: Final = 100
+#: What is counted by the minute, of images that could not be read and of those that were answered, and what a count
+#: takes.
+REJECTIONS, TRAFFIC = rejected_images, traffic
+COUNT_BYTES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +113,27 @@ def delete_expired(engine: sa.Engine, expired: Expired, since: datetime | None =
     return Removed(len(found), sum(row.size for row in found), found[-1].at)
 
 
-def count_expired_rejections(engine: sa.Engine, expired: Expired) -> int:
-    """What `delete_expired_rejections` would remove if it were called until nothing is left."""
+def count_expired_counts(engine: sa.Engine, table: sa.Table, expired: Expired) -> int:
+    """What `delete_expired_counts` would remove if it were called until nothing is left."""
     if expired.before is None:
         return 0
-    query = sa.select(sa.func.count()).select_from(rejected_images).where(rejected_images.c.at < expired.before)
+    query = sa.select(sa.func.count()).select_from(table).where(table.c.at < expired.before)
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())
 
 
-def delete_expired_rejections(engine: sa.Engine, expired: Expired) -> int:
-    """Delete the oldest expired counts of rejected images, minute by minute, about `MOST_ROWS` of them; returns how
-    many."""
+def delete_expired_counts(engine: sa.Engine, table: sa.Table, expired: Expired) -> int:
+    """Delete the oldest expired rows of `REJECTIONS` or `TRAFFIC`, minute by minute, about `MOST_ROWS` of them; returns
+    how many."""
     if expired.before is None:
         return 0
-    at = rejected_images.c.at
+    at = table.c.at
     oldest = sa.select(at).where(at < expired.before).order_by(at).limit(MOST_ROWS).subquery()
     with writing(engine) as connection:
         last = connection.execute(sa.select(sa.func.max(oldest.c.at))).scalar()
         if last is None:
             return 0
-        return connection.execute(sa.delete(rejected_images).where(at <= last)).rowcount
+        return connection.execute(sa.delete(table).where(at <= last)).rowcount
 
 
 def uses(engine: sa.Engine, digests: Sequence[str], expired: Expired) -> dict[str, Use]:

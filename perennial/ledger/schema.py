@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Dialect
 
 #: The newest migration; a database at another revision is migrated, or refused if it is newer than this code.
-HEAD: Final = "0007"
+HEAD: Final = "0008"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -106,6 +106,14 @@ labels = sa.Table(
     sa.Index(None, "prediction_id", "id"),
     # The few that are no class are looked at by every check; labels that are one cost nothing here.
     sa.Index(None, "id", sqlite_where=sa.text("known = 0"), postgresql_where=sa.text("NOT known")),
+)
+
+traffic = sa.Table(
+    "traffic",
+    metadata,
+    sa.Column("at", UtcDateTime, primary_key=True),  # the beginning of a minute
+    sa.Column("model_version", sa.String(64), primary_key=True),
+    sa.Column("answered", sa.Integer, nullable=False),
 )
 
 rejected_images = sa.Table(

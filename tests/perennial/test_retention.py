@@ -29,6 +29,7 @@ from perennial.ledger import (
     predictions,
     rejected_images,
     rollouts,
+    traffic,
     webhook_positions,
 )
 from perennial.ledger import retention as ledger_retention
@@ -387,7 +388,7 @@ def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, led
     with place.engine.begin() as connection:
         connection.execute(sa.text("DROP INDEX ix_labels_id"))
         connection.execute(sa.text("ALTER TABLE labels DROP COLUMN known"))
-        for table in ("rollouts", "shadow_answers", "watched_rows"):
+        for table in ("rollouts", "shadow_answers", "traffic", "watched_rows"):
             connection.execute(sa.text(f"DROP TABLE {table}"))
         if before < "0004":
             connection.execute(sa.text("DROP TABLE webhook_positions"))
@@ -406,6 +407,8 @@ def test_a_ledger_of_a_schema_before_is_migrated_with_its_rows(place: Place, led
     assert identifier == row
     assert [each.true_label for each in predictions.latest(opened, version, 10)] == ["disc"]  # of old it is known
     assert rollouts.running(opened, "default") is None
+    minute = (NOW - timedelta(days=3)).replace(second=0, microsecond=0)
+    assert traffic.answered(opened, [version], minute, timedelta(minutes=1), 1) == [1]
     opened.dispose()
 
 

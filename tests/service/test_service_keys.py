@@ -20,7 +20,7 @@ from perennial.ledger.events import EventKind
 from perennial.settings import load_settings
 from perennial.settings_sections import ReadPath
 from service import keys
-from service.keys import ADMIN, CALLER, SCOPES, Keyring, actor_of, digest_of, new_key
+from service.keys import ADMIN, CALLER, IMAGES, SCOPES, Keyring, actor_of, digest_of, new_key
 from tests.service.conftest import Server, World, make_world, picture, serving, wait
 
 HOLDERS = {"camera-1": ["predict"], "clerk": ["feedback"], "boss": ["admin"]}
@@ -51,10 +51,35 @@ def admit(ring: Keyring, path: str, client: str = "127.0.0.1", **headers: str) -
 # --- without a key ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(PATHS - {path for path, scope in SCOPES.items() if scope == ADMIN}))
+@pytest.mark.parametrize("path", sorted(PATHS - IMAGES - {path for path, scope in SCOPES.items() if scope == ADMIN}))
 def test_without_keys_everybody_may_do_all_but_admin_calls(path: str) -> None:
     assert admit(ring(), path, "10.0.0.7") is None
     assert not ring().guards(path)
+
+
+@pytest.mark.parametrize("path", sorted(IMAGES))
+def test_captured_images_answer_this_machine_only_until_there_is_a_key_for_them(path: str) -> None:
+    assert admit(ring(), path) is None
+    for elsewhere in ({"client": "10.0.0.7"}, {"x_forwarded_for": "10.0.0.7"}, {"origin": "https://shop.example"}):
+        with pytest.raises(Forbidden, match="perennial keys create"):
+            admit(ring(), path, **elsewhere)
+    guarded = ring(*ENTRIES)
+    with pytest.raises(Unauthorized):
+        admit(guarded, path)
+    assert admit(guarded, path, "10.0.0.7", x_api_key=KEYS["clerk"]) == "clerk"
+    # Keys for something else do not open them to the world.
+    with pytest.raises(Forbidden):
+        admit(ring(entry("clerk", ["feedback"], KEYS["clerk"])), path, "10.0.0.7")
+
+
+def test_the_operations_page_opens_without_a_key_and_knows_what_asks_for_one() -> None:
+    serve = load_settings(serve={"keys": ENTRIES}).serve
+    keyring = Keyring(serve, frozenset({"/ops", "/ops/ops.js", "/v1/overview"}))
+    assert not keyring.guards("/ops")
+    assert not keyring.guards("/ops/ops.js")
+    assert keyring.guards("/v1/overview")
+    assert keys.asked(serve) == {"read": True, "predict": True, "feedback": True, "admin": True}
+    assert keys.asked(load_settings().serve) == {"read": False, "predict": False, "feedback": False, "admin": False}
 
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"])

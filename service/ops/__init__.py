@@ -1,0 +1,1 @@
+"""The operations page: what it shows, its pictures, what to label next, and the page itself."""
