@@ -13,15 +13,16 @@ from monitoring.accuracy import Accuracy
 from monitoring.check import Check
 from monitoring.detectors import Column, Family
 from monitoring.live_accuracy import Accuracies
-from monitoring.metrics import registry
 from monitoring.persistence import State
 from monitoring.policy import RetrainDecision
 from monitoring.verdict import Cause, Verdict
+from monitoring.watch_metrics import WatchMetrics, registry
 from perennial import ledger
 from perennial.errors import LedgerUnavailable
 from perennial.ledger import EventKind
 from perennial.ledger.connect import writing
 from perennial.ledger.schema import deployments
+from perennial.settings import Settings
 
 
 def check(verdict: Verdict = Verdict.SENSOR_SHIFT, labels: Accuracy | None = None) -> Check:
@@ -63,7 +64,7 @@ def record(engine: sa.Engine, found: Check) -> None:
 
 
 def scrape(engine: sa.Engine) -> dict[str, float]:
-    text = generate_latest(registry(lambda: engine, "digits")).decode()
+    text = generate_latest(registry(lambda: engine, WatchMetrics(Settings(name="digits")), "digits")).decode()
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
 
@@ -113,6 +114,6 @@ def test_a_ledger_that_is_away_is_said_and_breaks_nothing() -> None:
     def away() -> Any:
         raise LedgerUnavailable("gone")
 
-    text = generate_latest(registry(away, "digits")).decode()
+    text = generate_latest(registry(away, WatchMetrics(Settings(name="digits")), "digits")).decode()
     assert "perennial_ledger_up 0.0" in text
     assert "perennial_verdict" not in text

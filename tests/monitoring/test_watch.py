@@ -262,7 +262,7 @@ def test_sigterm_takes_the_running_check_along(
 
 def test_the_watcher_imports_nothing_heavy() -> None:
     probe = (
-        "import sys; import commands.watch, monitoring.metrics, training.due, apscheduler.schedulers.background; "
+        "import sys; import commands.watch, monitoring.watch_metrics, training.due, apscheduler.schedulers.background; "
         "print([name for name in ('evidently', 'pandas', 'sklearn', 'scipy', 'torch', 'bentoml') "
         "if name in sys.modules])"
     )
