@@ -17,23 +17,24 @@ from service.gathering import GatheredCounter, GatheredHistogram, GatheredHistog
 
 HEAD: Final = """# Metrics
 
-All that Perennial shows to Prometheus: the service at `GET /metrics` of `serve.port`, summed over its workers; the watcher
-at `http://HOST:PORT/metrics` of `monitor.host` and `monitor.port`. Names and labels are promises (`CHANGELOG.md`). A label
-has few values: never an id, a path or a digest. A histogram is there as `_bucket`, `_sum` and `_count`. Scrape
-configuration, alerts and dashboards are in `deploy/` ([operations.md](operations.md)); what to do when an alert fires is in
+All that Perennial shows to Prometheus: the service at `GET /metrics` of `serve.port`, summed over its workers; the
+watcher at `http://HOST:PORT/metrics` of `monitor.host` and `monitor.port`. Names and labels are promises
+(`CHANGELOG.md`). A label has few values: never an id, a path or a digest. A histogram is there as `_bucket`, `_sum` and
+`_count`. How to scrape, show and alert on them: [operations.md](operations.md). What to do when an alert fires:
 [runbooks.md](runbooks.md). This page is written by `python docs/make_metrics_page.py`.
 """
 SERVICE: Final = """
 ## The service
 
-Counters begin at 0 with each start of the server. Gauges of several workers are added up, or the largest is shown, as the
-meaning says.
+Counters begin at 0 with each start of the server. Gauges of several workers are added up, or the largest is shown, as
+the meaning says.
 """
 WATCHER: Final = """
 ## The watcher: what the ledger says
 
-Read from the ledger at each scrape, so that they outlive a restart, and are the same from whichever watcher of the model.
-While the ledger is away only `perennial_ledger_up` is there. What speaks of the latest check is absent before the first.
+Read from the ledger at each scrape, so that they outlive a restart, and are the same from whichever watcher of the
+model. While the ledger is away only `perennial_ledger_up` is there. What speaks of the latest check is absent before
+the first.
 """
 WATCHING: Final = """
 ## The watcher: what it says of itself
@@ -45,21 +46,17 @@ TAIL: Final = """
 
 The service's page has BentoML's `bentoml_service_request_duration_seconds`, `bentoml_service_request_total`,
 `bentoml_service_request_in_progress` and `bentoml_service_last_request_timestamp_seconds` too. They do not see all:
-`POST /v1/predict` goes past them, and so does whatever is refused at the edge (keys, limits, unknown paths, a full queue).
-Go by `perennial_requests_total` and `perennial_request_seconds`, which see every request. Prometheus adds `up` and
-`scrape_duration_seconds` to each target.
+`POST /v1/predict` goes past them, and so does whatever is refused at the edge (keys, limits, unknown paths, a full
+queue). Go by `perennial_requests_total` and `perennial_request_seconds`, which see every request. Prometheus adds `up`
+and `scrape_duration_seconds` to each target.
 """
 #: By the end of a name without `_total`, the first that fits.
 UNITS: Final = (
     ("timestamp_seconds", "Unix seconds"), ("seconds", "seconds"), ("bytes", "bytes"), ("images", "images"),
+    ("captures", "images"), ("decode_failures", "images"), ("queue_limit", "images"),
     ("rows", "rows"), ("info", "1"), ("confidence", "0..1"), ("share", "0..1"), ("drop_limit", "0..1"),
 )  # fmt: skip
-RATIOS: Final = (
-    "perennial_accuracy",
-    "perennial_accuracy_low",
-    "perennial_accuracy_high",
-    "perennial_accuracy_reference",
-)
+RATIOS: Final = tuple(f"perennial_accuracy{end}" for end in ("", "_low", "_high", "_reference"))
 FLAGS: Final = ("perennial_verdict", "perennial_accuracy_estimate_withheld", "perennial_retrain_due")
 ON_OR_OFF: Final = ("_up", "_open", "_running")
 
