@@ -127,8 +127,7 @@ class Watcher:
         _log("stopped")
 
     def _tick(self) -> None:
-        if self.tick():
-            self._measured.ticked()
+        self._measured.ticked(self.tick())
 
     def tick(self) -> bool:
         """A look at what has just gone live, one check, and a look at the challenger that goes live in stages, or a
@@ -183,6 +182,7 @@ class Watcher:
                 self._measured.failed("check")
                 _log(f"the check failed with exit code {code}; the next one is tried as planned")
             return False, False
+        self._measured.checked()
         check = _document(output)
         _log(f"check: {check.get('verdict')}; retrain: {(check.get('retrain') or {}).get('why')}")
         return True, code == _RETRAIN_DUE

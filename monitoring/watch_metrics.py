@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
@@ -35,11 +36,23 @@ FAILURES: Final = Declared(
     "`prune`.",
     ("child",),
 )
-INTERVAL: Final = Declared("gauge", "perennial_check_interval_seconds", "The setting `monitor.interval`.")
+DUE_AT: Final = Declared(
+    "gauge",
+    "perennial_check_due_timestamp_seconds",
+    "When the check that follows the last one that succeeded is planned, or the first (Unix time).",
+)
+INTERVAL: Final = Declared(
+    "gauge", "perennial_check_interval_seconds", "Time between the planned checks: the next one and the one after it."
+)
 ACCURACY_DROP: Final = Declared("gauge", "perennial_accuracy_drop_limit", "The setting `monitor.accuracy_drop`.")
 PATIENCE: Final = Declared("gauge", "perennial_rollout_patience_seconds", "The setting `rollout.patience`.")
 #: All of them, in the order of the page.
-DECLARED: Final = (STARTED_AT, LAST_TICK_AT, FAILURES, INTERVAL, ACCURACY_DROP, PATIENCE)
+DECLARED: Final = (STARTED_AT, LAST_TICK_AT, DUE_AT, INTERVAL, FAILURES, ACCURACY_DROP, PATIENCE)
+
+
+def next_check(settings: Settings, moment: datetime) -> datetime:
+    """The first time after a moment at which the watcher means to check."""
+    return moment + timedelta(seconds=settings.monitor.interval)
 
 
 class WatchMetrics(Collector):
@@ -49,12 +62,23 @@ class WatchMetrics(Collector):
         self._settings = settings
         self._started = time.time()
         self._last_tick: float | None = None
+        self._due = next_check(settings, datetime.now(UTC))
+        self._has_checked = False
         self._failures: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def ticked(self) -> None:
-        """All that was due is done."""
-        self._last_tick = time.time()
+    def checked(self) -> None:
+        """A check succeeded."""
+        self._has_checked = True
+
+    def ticked(self, done: bool) -> None:
+        """A turn is over; `done`: all that was due was done. Only now, for a retrain may have taken it past the time
+        of the next check."""
+        if done:
+            self._last_tick = time.time()
+        if self._has_checked:
+            self._due = next_check(self._settings, datetime.now(UTC))
+        self._has_checked = False
 
     def failed(self, child: str) -> None:
         """One of `CHILDREN` failed."""
@@ -71,7 +95,9 @@ class WatchMetrics(Collector):
             scrape.add(LAST_TICK_AT, self._last_tick)
         for child in CHILDREN:
             scrape.add(FAILURES, self._failures[child], child)
-        scrape.add(INTERVAL, self._settings.monitor.interval)
+        following = next_check(self._settings, datetime.now(UTC))
+        scrape.add(DUE_AT, self._due.timestamp())
+        scrape.add(INTERVAL, (next_check(self._settings, following) - following).total_seconds())
         scrape.add(ACCURACY_DROP, self._settings.monitor.accuracy_drop)
         scrape.add(PATIENCE, self._settings.rollout.patience)
         yield from scrape.families()

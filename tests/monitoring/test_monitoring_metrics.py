@@ -154,7 +154,15 @@ def test_the_watcher_says_what_failed_and_what_it_was_told() -> None:
     assert shown.get_sample_value("perennial_check_interval_seconds") == 300
     assert shown.get_sample_value("perennial_accuracy_drop_limit") == 0.03
     assert shown.get_sample_value("perennial_watch_last_tick_timestamp_seconds") is None
-    watched.ticked()
+    started, due = (
+        shown.get_sample_value(f"perennial_{name}_timestamp_seconds") or 0 for name in ("watch_started", "check_due")
+    )
+    assert due - started == pytest.approx(300, abs=1)
+    watched.ticked(done=False)
+    assert shown.get_sample_value("perennial_check_due_timestamp_seconds") == due  # no check succeeded
+    watched.checked()
+    watched.ticked(done=True)
+    assert (shown.get_sample_value("perennial_check_due_timestamp_seconds") or 0) > due
     assert (shown.get_sample_value("perennial_watch_last_tick_timestamp_seconds") or 0) > 1.7e9
 
 
