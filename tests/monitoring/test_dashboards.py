@@ -66,13 +66,15 @@ def listed() -> set[str]:
 
 
 def shown(url: str) -> set[str]:
-    """The metrics of ours that a process shows numbers of."""
+    """The metrics of ours that a process shows numbers of; BentoML's are the only others."""
     text = httpx.get(f"{url}/metrics", timeout=20).text
-    return {
+    found = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in text_string_to_metric_families(text)
-        if family.samples and family.name.startswith("perennial_")
+        if family.samples
     }
+    assert all(name.startswith(("perennial_", "bentoml_service_")) for name in found), found
+    return {name for name in found if name.startswith("perennial_")}
 
 
 @contextmanager

@@ -59,6 +59,9 @@ def test_requests_are_counted_by_route_and_status_over_all_workers(tmp_path: Pat
         assert found["perennial_disk_free_bytes",] > found["perennial_disk_min_free_bytes",] == 256 * 2**20
         assert 0 <= found["perennial_recorder_behind_seconds",] < 10
         assert found["perennial_swaps_total", "failed"] == 0
+        seen = {label for name, *labels in found if name == "bentoml_service_request_total" for label in labels}
+        assert "/v1/events" in seen
+        assert "/v1/predict" not in seen, "docs/metrics.md says that BentoML's own metrics do not see it"
 
 
 def test_what_waits_for_the_ledger_is_said_to_be_behind(tmp_path: Path) -> None:
