@@ -58,9 +58,9 @@ def watch(
     (`perennial models rollback --if-worse`).
 
     Every `retention.interval` seconds it does what `perennial prune` does, and it tells the webhooks of the setting
-    `notify.webhooks` what happens (docs/audit.md). Its own metrics are at
-    `http://127.0.0.1:PORT/metrics` (the setting `monitor.port`). With `--once` the exit code is 1 if the check or the
-    retrain failed.
+    `notify.webhooks` what happens (docs/audit.md). Its own metrics are at `http://127.0.0.1:PORT/metrics` (the settings
+    `monitor.port` and `monitor.host`; docs/metrics.md). With `--once` the exit code is 1 if the check or the retrain
+    failed.
     """
     settings = console.settings_for(name, monitor={"interval": interval})
     watcher = Watcher(settings)
@@ -76,7 +76,10 @@ class Watcher:
     """Holds the schedule and the children that run now, so that all can be stopped."""
 
     def __init__(self, settings: Settings) -> None:
+        from monitoring.watch_metrics import WatchMetrics
+
         self._settings = settings
+        self._measured = WatchMetrics(settings)
         self._ledger = Ledger(settings.ledger_url)
         self._stopping = threading.Event()
         self._children: set[subprocess.Popen[str]] = set()
@@ -101,7 +104,7 @@ class Watcher:
         notifier = self._notifier()
         scheduler = BackgroundScheduler(timezone=UTC)
         checks, prunes = self._settings.monitor.interval, self._settings.retention.interval
-        for job, seconds, first in ((self.tick, checks, 0.0), (self.prune, prunes, prunes * _FIRST_PRUNE)):
+        for job, seconds, first in ((self._tick, checks, 0.0), (self.prune, prunes, prunes * _FIRST_PRUNE)):
             if seconds == 0:
                 continue
             scheduler.add_job(
@@ -123,6 +126,9 @@ class Watcher:
             served.server_close()
         _log("stopped")
 
+    def _tick(self) -> None:
+        self._measured.ticked(self.tick())
+
     def tick(self) -> bool:
         """A look at what has just gone live, one check, and a look at the challenger that goes live in stages, or a
         retrain if the check, the schedule or new labels call for one. True if nothing failed."""
@@ -137,6 +143,8 @@ class Watcher:
         code, _ = self._perennial("retrain", "--if-due", "--json", "--actor", "watch", "--name", self._settings.name)
         if self._stopping.is_set():
             return False
+        if code not in _RETRAIN_ENDS:
+            self._measured.failed("retrain")
         _log(f"retrain: {_RETRAIN_ENDS.get(code, f'failed with exit code {code}')}")
         return checked and code in _RETRAIN_ENDS
 
@@ -156,6 +164,7 @@ class Watcher:
         code, output = self._perennial("models", "rollback", "--if-worse", "--json", "--name", self._settings.name)
         if code not in _LOOK_ENDS:
             if not self._stopping.is_set():
+                self._measured.failed("look")
                 _log(f"the look at what went live failed with exit code {code}; the next one is tried as planned")
             return False
         if not output:
@@ -170,8 +179,10 @@ class Watcher:
         code, output = self._perennial("monitor", "--json", "--exit-code", "--name", self._settings.name)
         if code not in (0, _RETRAIN_DUE):
             if not self._stopping.is_set():
+                self._measured.failed("check")
                 _log(f"the check failed with exit code {code}; the next one is tried as planned")
             return False, False
+        self._measured.checked()
         check = _document(output)
         _log(f"check: {check.get('verdict')}; retrain: {(check.get('retrain') or {}).get('why')}")
         return True, code == _RETRAIN_DUE
@@ -190,6 +201,8 @@ class Watcher:
         code, output = self._perennial("rollout", "advance", "--json", "--name", self._settings.name)
         if self._stopping.is_set():
             return False
+        if code not in _ROLLOUT_ENDS:
+            self._measured.failed("rollout")
         why = _document(output).get("why", "") if code in _ROLLOUT_ENDS else ""
         _log(f"rollout: {_ROLLOUT_ENDS.get(code, f'failed with exit code {code}')}{why and f': {why}'}")
         return code in _ROLLOUT_ENDS
@@ -209,6 +222,7 @@ class Watcher:
         code, output = self._perennial("prune", "--json")
         if code not in _PRUNE_ENDS:
             if not self._stopping.is_set():
+                self._measured.failed("prune")
                 _log(f"pruning failed with exit code {code}; the next one is tried as planned")
             return False
         if code == 0:
@@ -273,17 +287,18 @@ class Watcher:
                     _log(f"process {child.pid} does not stop")
 
     def _serve_metrics(self) -> Any:
-        port = self._settings.monitor.port
+        host, port = self._settings.monitor.host, self._settings.monitor.port
         if port == 0:
             return None
         from prometheus_client import start_http_server
 
-        from monitoring.metrics import registry
+        from monitoring.watch_metrics import registry
 
+        found = registry(self._ledger, self._measured, self._settings.name)
         try:
-            server, _ = start_http_server(port, addr="127.0.0.1", registry=registry(self._ledger, self._settings.name))
+            server, _ = start_http_server(port, addr=host, registry=found)
         except OSError as error:
-            _log(f"no metrics: port {port} cannot be had ({error}); set monitor.port")
+            _log(f"no metrics: port {port} of {host} cannot be had ({error}); set monitor.port and monitor.host")
             return None
         return server
 

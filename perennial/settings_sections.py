@@ -311,6 +311,11 @@ class MonitorSettings(Section):
         True, description="Add each check's run to the Evidently workspace in `home`, which `perennial ui` shows."
     )
     interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address at which the watcher's own `/metrics` listens. It asks for no key: give it another one "
+        "only where the network lets nobody but Prometheus in.",
+    )
     port: int = Field(3001, ge=0, le=65535, description="Port of the watcher's own `/metrics`; 0 turns it off.")
 
     @model_validator(mode="after")

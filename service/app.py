@@ -131,6 +131,11 @@ class Perennial:
             settings.name, self.inference, self.recorder, self.captures, self.rejections, self.shadow
         )
         self.slots = Slots(settings.serve.max_queue)
+        metrics.flushing.sample(metrics.queue_images, lambda: self.slots.taken)
+        metrics.flushing.sample(metrics.queue_limit, lambda: self.slots.most)
+        metrics.flushing.sample(metrics.disk_free, lambda: metrics.free_bytes(journal))
+        metrics.flushing.sample(metrics.disk_min_free, lambda: settings.serve.min_free_bytes)
+        metrics.flushing.sample(metrics.behind, lambda: self.recorder.behind_seconds)
         self.bodies = BodyMemory(settings.serve.max_queue_bytes, lambda: self.inference.most_working)
         self.feedback = FeedbackDesk(settings.name, self.recorder, keeps=settings.retrain.new_class_labels > 0)
         self.overview = Overview(settings, keys.asked(settings.serve))

@@ -2,7 +2,8 @@
 
 In this order it refuses what is too long (414, 431), answers unknown paths (404) and preflights, turns away pages of
 other origins and callers without the key they need (401, 403), all before a byte of the body is read. It turns every
-error that is not a problem document yet into one, gives every answer an `X-Request-ID`, and writes the access log.
+error that is not a problem document yet into one, gives every answer an `X-Request-ID`, counts every request, and
+writes the access log.
 BentoML's own metrics are shown the route's pattern instead of the path, because they make a time series of every path
 they see.
 """
@@ -98,6 +99,8 @@ class Edge:
             serve.max_headers,
             serve.max_header_bytes,
         )
+        for _, path in direct:
+            metrics.expect(path)
         self._keyring = Keyring(serve, frozenset(self.methods))
         self._cors: dict[bytes, RawHeaders] = {
             origin.encode(): [(b"access-control-allow-origin", origin.encode()), _EXPOSED, _VARY]
@@ -111,10 +114,14 @@ class Edge:
             return
         headers = dict(scope["headers"])
         answer = _Answer(scope["method"], headers, send, self._cors_headers(headers))
-        if self._log is not None:
-            await self._logged(self._log, scope, headers, receive, answer)
-        else:
-            await self._answer(scope, headers, receive, answer)
+        began = time.perf_counter()
+        try:
+            if self._log is not None:
+                await self._logged(self._log, scope, headers, receive, answer)
+            else:
+                await self._answer(scope, headers, receive, answer)
+        finally:
+            metrics.answered(answer.route, answer.status, time.perf_counter() - began)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +15,29 @@ import prometheus_client
 import prometheus_client.multiprocess
 from prometheus_client import Counter, Gauge, Histogram
 
-from service.gathering import Flushing, GatheredCounter, GatheredHistogram
+from perennial.errors import Overloaded
+from service.gathering import Flushing, GatheredCounter, GatheredHistogram, GatheredHistograms
 
+#: Of `perennial_requests_total`: what has no route of ours.
+OTHER: Final = "other"
+
+requests: Final = GatheredCounter(
+    Counter(
+        "perennial_requests",
+        "Requests answered, by the pattern of the route (`other`: none of them) and by status; 0 where the client left "
+        "before its answer. Every request is in it, those that are refused at the edge too.",
+        ["route", "status"],
+    )
+)
+request_seconds: Final = GatheredHistograms(
+    Histogram(
+        "perennial_request_seconds",
+        "Time from a request's header to the end of its answer. What is refused (4xx, 503) is counted in "
+        "`perennial_requests_total` alone: it would make the others look quick.",
+        ["route"],
+        buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0, 15.0, 30.0),
+    )
+)
 predictions: Final = GatheredCounter(
     Counter("perennial_predictions", "Predictions answered and recorded.", ["label", "model_version"])
 )
@@ -42,7 +64,15 @@ infer_seconds: Final = GatheredHistogram(stage_seconds.labels("infer"))
 record_seconds: Final = GatheredHistogram(stage_seconds.labels("record"))
 #: Started by the service; `flushing.flush()` brings what was gathered up to date.
 flushing: Final = Flushing(
-    predictions, rejected, confidence, queue_seconds, decode_seconds, infer_seconds, record_seconds
+    requests,
+    request_seconds,
+    predictions,
+    rejected,
+    confidence,
+    queue_seconds,
+    decode_seconds,
+    infer_seconds,
+    record_seconds,
 )
 batch_images: Final = Histogram(
     "perennial_batch_images",
@@ -70,6 +100,28 @@ shadow: Final = Counter(
     "Images that a challenger was to score beside the champion: `agreed`, `differed`, `failed` (in a canary, too), "
     "`dropped` (the service had better things to do), `lost` (the inference process ended meanwhile).",
     ["outcome"],
+)
+queue_images: Final = Gauge(
+    "perennial_queue_images", "Images that are being worked on or wait.", multiprocess_mode="livesum"
+)
+queue_limit: Final = Gauge(
+    "perennial_queue_limit",
+    "Most images that may be worked on or wait, over all workers (`serve.max_queue` each); past it the answer is 503.",
+    multiprocess_mode="livesum",
+)
+disk_free: Final = Gauge(
+    "perennial_disk_free_bytes", "Room left on the disk of the journal.", multiprocess_mode="livemax"
+)
+disk_min_free: Final = Gauge(
+    "perennial_disk_min_free_bytes",
+    "Room that is kept free there (`serve.min_free_bytes`): with less, predictions are answered with 503; captures end "
+    "at twice this.",
+    multiprocess_mode="livemax",
+)
+behind: Final = Gauge(
+    "perennial_recorder_behind_seconds",
+    "How long ago the ledger last held every answered prediction; of the worker that is furthest behind.",
+    multiprocess_mode="livemax",
 )
 pending_rows: Final = Gauge(
     "perennial_recorder_pending_rows",
@@ -100,7 +152,39 @@ access_log_dropped: Final = Counter(
     "perennial_access_log_dropped", "Lines of the access log that were not written: the disk or the reader is too slow."
 )
 
+# A rate or an increase sees nothing of a series that begins with its first fault.
+for _outcome in ("done", "failed"):
+    swaps.labels(_outcome)
+for _outcome in ("stored", "known", "failed", "dropped"):
+    captures.labels(_outcome)
+for _outcome in ("accepted", "kept", "unknown_prediction", "unknown_label"):
+    feedback.labels(_outcome)
+for _outcome in ("agreed", "differed", "failed", "dropped", "lost"):
+    shadow.labels(_outcome)
+rejected.begin(Overloaded.slug)
+
 _LIVE_GAUGE: Final = re.compile(r"gauge_live\w+_(\d+)\.db$")
+
+
+def answered(route: str | None, status: int | None, seconds: float) -> None:
+    """Count one request; `route` is None where there is none of ours, `status` where the client did not wait."""
+    requests.add((route or OTHER, status or 0))
+    if status is not None and (status < 400 or (status >= 500 and status != 503)):
+        request_seconds.observe((route or OTHER, seconds))
+
+
+def expect(route: str) -> None:
+    """Show the counts of a route that matters before there are any."""
+    for status in (200, 500, 503, 504):
+        requests.begin(route, status)
+
+
+def free_bytes(folder: Path) -> int:
+    """Room left on the disk of a folder; none where it cannot be asked, for then it takes nothing either."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def forget_dead_workers() -> None:

@@ -30,7 +30,7 @@ class EarlyRefusal:
         error = Overloaded(slots.full_text)
         body = json.dumps(problems.plain_document(error)).encode()
         status = HTTPStatus(error.status)
-        self._slug = error.slug
+        self._slug, self._status = error.slug, error.status
         self._head = (
             (
                 f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
@@ -59,6 +59,7 @@ class EarlyRefusal:
             if name == REQUEST_ID_HEADER:
                 sent = value
         metrics.rejected.add((self._slug,))
+        metrics.requests.add((PREDICT[1], self._status))
         return b"".join((self._head, request_id_of(sent), b"" if keep_alive else self._close, self._body))
 
     def _let_in_one(self) -> None:

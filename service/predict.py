@@ -46,6 +46,14 @@ class Slots:
             raise Overloaded(self.full_text)
         self._taken += images
 
+    @property
+    def most(self) -> int:
+        return self._most
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
     def free(self) -> int:
         return self._most - self._taken
 

@@ -18,7 +18,7 @@ from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from perennial.errors import HeadersTooLarge, MalformedRequest, PerennialError
-from service import problems
+from service import metrics, problems
 
 # A client could fill the log with these; they are counted in `perennial_rejected_total` instead.
 _CLIENTS_FAULTS: Final = ("Invalid HTTP request received.", "Unsupported upgrade request.")
@@ -91,6 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: PerennialError) -> None:
         body = json.dumps(problems.document(error)).encode()
+        metrics.requests.add((metrics.OTHER, error.status))
         head = (
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {secrets.token_hex(16)}\r\nconnection: close\r\n\r\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -55,6 +56,7 @@ class Recorder:
     def __init__(self, engine: Callable[[], sa.Engine], folder: Path, *, min_free_bytes: int) -> None:
         self._engine = engine
         self._folder = folder
+        self._began = time.monotonic()
         self._journal = Journal(folder, segment_bytes=_SEGMENT_BYTES, min_free_bytes=min_free_bytes)
         self._delivery = Delivery(
             "predictions",
@@ -76,6 +78,11 @@ class Recorder:
     def hurry(self) -> None:
         """Bring what waits into the ledger now."""
         self._delivery.hurry()
+
+    @property
+    def behind_seconds(self) -> float:
+        """How long ago everything recorded before was in the ledger, at most since this process began."""
+        return time.monotonic() - max(self._began, self._delivery.caught_up_at)
 
     @property
     def caught_up_at(self) -> float:

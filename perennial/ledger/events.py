@@ -147,6 +147,20 @@ def count_by_kind(engine: sa.Engine, name: str) -> dict[EventKind, int]:
         return {EventKind(kind): int(count) for kind, count in connection.execute(query)}
 
 
+def count_after_last(engine: sa.Engine, name: str, kind: EventKind, last: Sequence[EventKind]) -> int:
+    """How many events of a kind a model has had since the last one of other kinds; all, if there was none of those."""
+    mark = (
+        sa.select(sa.func.max(events.c.id))
+        .where(events.c.name == name, events.c.kind.in_([str(other) for other in last]))
+        .scalar_subquery()
+    )
+    query = sa.select(sa.func.count()).where(
+        events.c.name == name, events.c.kind == str(kind), events.c.id > sa.func.coalesce(mark, 0)
+    )
+    with reading(engine) as connection:
+        return int(connection.execute(query).scalar_one())
+
+
 def _query(name: str, kinds: Sequence[EventKind] | None = None) -> sa.Select[Any]:
     query = sa.select(events).where(events.c.name == name)
     return query if kinds is None else query.where(events.c.kind.in_([str(kind) for kind in kinds]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -194,6 +195,8 @@ def test_watch_checks_again_and_again_shows_metrics_and_stops_on_sigterm(
         text = metrics_at(free_port)
         assert 'perennial_verdict{verdict="insufficient_data"} 1.0' in text
         assert "perennial_ledger_up 1.0" in text
+        assert "perennial_check_interval_seconds 0.5" in text
+        assert "perennial_watch_last_tick_timestamp_seconds" in text
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
@@ -251,7 +254,10 @@ def test_watch_goes_on_while_the_database_is_away(
         monkeypatch.setenv("PERENNIAL_MONITOR__PORT", str(free_port))
         with watching(cwd, "--interval", "0.2") as process:
             wait_for(lambda: (cwd / "log").read_text().count("the check failed with exit code 1") >= 2)
-            assert "perennial_ledger_up 0.0" in metrics_at(free_port)
+            text = metrics_at(free_port)
+            assert "perennial_ledger_up 0.0" in text
+            assert re.search(r'perennial_watch_failures_total\{child="check"\} [2-9]', text)
+            assert "perennial_watch_last_tick_timestamp_seconds" not in text
             assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=30) == 0
@@ -272,7 +278,7 @@ def test_sigterm_takes_the_running_check_along(
 
 def test_the_watcher_imports_nothing_heavy() -> None:
     probe = (
-        "import sys; import commands.watch, monitoring.metrics, training.due, apscheduler.schedulers.background; "
+        "import sys; import commands.watch, monitoring.watch_metrics, training.due, apscheduler.schedulers.background; "
         "print([name for name in ('evidently', 'pandas', 'sklearn', 'scipy', 'torch', 'bentoml') "
         "if name in sys.modules])"
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from service.gathering import Flushing, GatheredCounter, GatheredHistogram
+from service.gathering import Flushing, GatheredCounter, GatheredHistogram, GatheredHistograms
+from tests.service.conftest import wait
 
 
 def test_a_gathered_histogram_is_the_one_that_observing_makes() -> None:
@@ -23,6 +24,44 @@ def test_a_gathered_histogram_is_the_one_that_observing_makes() -> None:
             target.flush()
         pages.append([line for line in generate_latest(registry).splitlines() if b"_created" not in line])
     assert pages[0] == pages[1]
+
+
+def test_gathered_histograms_are_those_that_observing_makes() -> None:
+    values = [("a", 0.0), ("b", 0.1), ("a", 0.2), ("a", 7.0), ("b", 0.5)]
+    pages = []
+    for gathered in (False, True):
+        registry = CollectorRegistry()
+        family = Histogram("seconds", "how long", ["route"], buckets=(0.1, 0.5, 1.0), registry=registry)
+        if gathered:
+            target = GatheredHistograms(family)
+            for each in values:
+                target.observe(each)
+            target.flush()
+            target.flush()
+        else:
+            for route, value in values:
+                family.labels(route).observe(value)
+        pages.append([line for line in generate_latest(registry).splitlines() if b"_created" not in line])
+    assert pages[0] == pages[1]
+
+
+def test_a_count_is_there_before_it_is_added_to() -> None:
+    registry = CollectorRegistry()
+    counter = GatheredCounter(Counter("requests", "what", ["status"], registry=registry))
+    counter.begin(500)
+    assert registry.get_sample_value("requests_total", {"status": "500"}) == 0
+
+
+def test_a_gauge_is_sampled_at_once_and_again_and_again() -> None:
+    registry = CollectorRegistry()
+    gauge = Gauge("queue", "how full", registry=registry)
+    flushing, taken = Flushing(), [3]
+    flushing.sample(gauge, lambda: taken[0])
+    assert registry.get_sample_value("queue") == 3
+    flushing.start()
+    taken[0] = 5
+    assert wait(lambda: registry.get_sample_value("queue") == 5)
+    flushing.close()
 
 
 def test_nothing_is_lost_while_it_is_flushed() -> None:

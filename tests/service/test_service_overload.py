@@ -111,6 +111,10 @@ def test_refusals_are_counted(server: Server) -> None:
         for _ in range(20):
             server.post("/v1/predict", b"")
         assert counted() == before + 20
+    page = server.http.get("/metrics").text
+    refused = re.search(r'^perennial_requests_total\{route="/v1/predict",status="503"\} (\S+)$', page, re.M)
+    assert refused is not None
+    assert float(refused[1]) >= 20
 
 
 def test_the_connection_is_kept_and_its_requests_are_answered_in_turn(server: Server) -> None:
