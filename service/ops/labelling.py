@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,13 +24,13 @@ def queue(engine: sa.Engine, version: str, window: int, count: int) -> list[dict
     once = list({each.image_digest: each for each in found}.values())
     at_random = sorted(once, key=lambda each: draw(version, each.image_digest))
     unsure = sorted(once, key=lambda each: each.confidence)
+    ways = {"random": iter(at_random), "informative": iter(unsure)}
     chosen: dict[str, tuple[Unlabelled, str]] = {}
-    for pair in zip_longest(at_random, unsure):
-        for each, how in zip(pair, ("random", "informative"), strict=True):
-            if each is not None and len(chosen) < count:
-                chosen.setdefault(each.image_digest, (each, how))
-        if len(chosen) >= count:
-            break
+    while len(chosen) < min(count, len(once)):
+        for how, ordered in ways.items():
+            following = next((each for each in ordered if each.image_digest not in chosen), None)
+            if following is not None and len(chosen) < count:
+                chosen[following.image_digest] = following, how
     return [
         {
             "prediction_id": each.id,
