@@ -1,8 +1,8 @@
 """What models answer on the rows that they are judged by, without asking again what they have answered already.
 
-A bundle's reference rows, and the held-out rows of a model that has just been made, were scored by the very graph that
-is judged, on the same runtime. A sample of them is asked anew all the same: if one answer is not the one that is known
-(another processor, another version of the runtime, a graph that is not what its bundle says), all rows are asked.
+A bundle's reference rows were scored by the very graph that is judged, on the same runtime. A sample of them is asked
+anew all the same: if one answer is not the one that is known (another processor, another version of the runtime, a
+graph that is not what its bundle says), all rows are asked.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +44,6 @@ from perennial.images import ImageLimits, Pixels
 from perennial.progress import Progress, Step, silent
 from training import backbones, certify, datasets, evaluate, features, strategy, trust, unlabelled
 from training.allocator import give_back_freed_memory
-from training.answers import Answers
 from training.backbones import Backbone
 from training.datasets import LabelledImages, Row, Skipped
 from training.export import ServedModel, export_graph, fit_whitening, save_weights
@@ -94,12 +93,11 @@ class FitRequest:
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """The bundle, how long it took, and everything that was not used: what was skipped on loading, then the files
-    whose header was fine and whose pixels were not. `answers`: what its graph said of the reference and test rows."""
+    whose header was fine and whose pixels were not."""
 
     bundle: Bundle
     seconds: float
     skipped: tuple[Skipped, ...] = ()
-    answers: Answers = field(default_factory=Answers)
 
 
 def fit(
@@ -226,8 +224,7 @@ def fit(
                 (folder / REPORT).write_text(report, "utf-8")
 
             bundle = write_bundle(bundles, manifest, fill)
-    answers = Answers(tuple(row.digest for row in scored), outputs[FLOAT32])
-    return Fitted(bundle, time.perf_counter() - started, images.skipped + unused, answers)
+    return Fitted(bundle, time.perf_counter() - started, images.skipped + unused)
 
 
 @contextmanager

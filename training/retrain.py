@@ -259,7 +259,8 @@ def _challenge(run: _Run, captures: Captures, arriving: Mapping[str, int], start
             changed=changed,
             changed_before=before,
             labelling=labelling_of(run.engine, manifest.version, captures.fresh, settings.monitor.window),
-            known={"champion": recorded(run.champion), "challenger": fitted.answers},
+            # Of the challenger nothing is taken for known: what it answers to all these rows is what is judged.
+            known={"champion": recorded(run.champion)},
             limits=run.limits,
             threads=settings.retrain_threads,
             progress=run.progress,

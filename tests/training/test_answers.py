@@ -70,7 +70,7 @@ def test_the_decision_is_the_same_and_fewer_rows_are_scored_for_it(
     shape_bundle: Bundle, challenger: Fitted, held_out: list[Row]
 ) -> None:
     plain, all_rows = judged(shape_bundle, challenger.bundle, held_out)
-    known = {"champion": recorded(shape_bundle), "challenger": challenger.answers}
+    known = {"champion": recorded(shape_bundle), "challenger": recorded(challenger.bundle)}
     found, some_rows = judged(shape_bundle, challenger.bundle, held_out, known)
     assert found == plain
     assert found.fresh.champion != found.fresh.challenger
@@ -82,7 +82,7 @@ def test_the_decision_is_the_same_and_fewer_rows_are_scored_for_it(
 def test_what_training_scored_is_what_the_graph_says(
     shape_bundle: Bundle, challenger: Fitted, held_out: list[Row]
 ) -> None:
-    for bundle, known in ((shape_bundle, recorded(shape_bundle)), (challenger.bundle, challenger.answers)):
+    for bundle, known in ((shape_bundle, recorded(shape_bundle)), (challenger.bundle, recorded(challenger.bundle))):
         assert {row.digest for row in held_out} <= set(known.digests)
         said = score(Graph(bundle.graph, threads=1), held_out, bundle.manifest.input)
         for at, row in enumerate(held_out):
@@ -123,7 +123,7 @@ def test_a_champion_whose_reference_says_otherwise_is_asked_everything(
 ) -> None:
     champion = altered(shape_bundle, tmp_path, with_classes_in_another_order(shape_bundle.graph))
     plain, _ = judged(champion, challenger.bundle, held_out)
-    known = {"champion": recorded(champion), "challenger": challenger.answers}
+    known = {"champion": recorded(champion), "challenger": recorded(challenger.bundle)}
     found, scored = judged(champion, challenger.bundle, held_out, known)
     assert found == plain
     assert scored == len(held_out)
