@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from commands import console
-from perennial.settings import Settings
+
+if TYPE_CHECKING:
+    from perennial.settings import Settings
 
 _EVENTS: Final = 5
 _NEW_LABELS: Final = 5

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from commands import console
-from perennial.errors import PerennialError
-from perennial.settings import Settings
+from perennial.errors import InvalidParameter, PerennialError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from perennial.notifying import Notifier
+    from perennial.settings import Settings
 
 _RETRAIN_DUE: Final = 10
 #: How `perennial models rollback --if-worse` ends when it did its work: it went back, or the live model stays.
@@ -48,11 +48,24 @@ def watch(
     interval: Annotated[
         float | None, typer.Option("--interval", min=0.1, help="Seconds between checks; `monitor.interval`.")
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", metavar="CRON", help="Times of the checks, in UTC; `monitor.schedule`."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Check once (and retrain if due), then leave.")] = False,
 ) -> None:
-    """Check the live model again and again, and retrain it when a check, the schedule (`retrain.schedule`) or new
-    labels (`retrain.every_labels`) call for it. A model that goes live in stages (`rollout.stages`) is moved on, or
-    stopped. Stop with Ctrl-C or SIGTERM.
+    """Check the live model again and again, and retrain it when that is called for. Stop with Ctrl-C or SIGTERM.
+
+        perennial watch
+        perennial watch --schedule "*/15 * * * *"
+        perennial watch --once
+
+    A check calls for a retrain, or the schedule (`retrain.schedule`), or new labels (`retrain.every_labels`). A model
+    that goes live in stages (`rollout.stages`) is moved on, or stopped.
+
+    Checks come every `monitor.interval` seconds, the first at once; or, with `--schedule`, at the times of a cron
+    expression of five fields in UTC, weekdays by name. A check that takes longer than the time to the next is followed
+    by one, not by all that were missed.
 
     Before each check a model that has just gone live is compared with the one it replaced, and undone if it is worse
     (`perennial models rollback --if-worse`).
@@ -62,7 +75,11 @@ def watch(
     `http://127.0.0.1:PORT/metrics` (the setting `monitor.port`). With `--once` the exit code is 1 if the check or the
     retrain failed.
     """
-    settings = console.settings_for(name, monitor={"interval": interval})
+    if interval is not None:
+        if schedule:
+            raise InvalidParameter("--interval and --schedule both say when to check; give one of them")
+        schedule = ""  # it overrides one of the settings too
+    settings = console.settings_for(name, monitor={"interval": interval, "schedule": schedule})
     watcher = Watcher(settings)
     watcher.stop_on(signal.SIGTERM, signal.SIGINT)
     if once:
@@ -93,27 +110,31 @@ class Watcher:
         threading.Thread(target=self._stop_children, name="stop", daemon=False).start()
 
     def run(self) -> None:
-        """Check at once, then on every interval, until stopped."""
+        """Check on the schedule, or at once and then on every interval, until stopped."""
         from apscheduler.schedulers.background import BackgroundScheduler
         from apscheduler.triggers.interval import IntervalTrigger
+
+        from perennial.schedule import trigger
 
         served = self._serve_metrics()
         notifier = self._notifier()
         scheduler = BackgroundScheduler(timezone=UTC)
-        checks, prunes = self._settings.monitor.interval, self._settings.retention.interval
-        for job, seconds, first in ((self.tick, checks, 0.0), (self.prune, prunes, prunes * _FIRST_PRUNE)):
-            if seconds == 0:
-                continue
+        monitor, prunes = self._settings.monitor, self._settings.retention.interval
+        # Of times that pass while a check runs one is made up for.
+        once = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
+        now = datetime.now(UTC)
+        if monitor.schedule:
+            scheduler.add_job(self.tick, trigger(monitor.schedule), **once)
+        else:
             scheduler.add_job(
-                job,
-                IntervalTrigger(seconds=seconds, timezone=UTC),
-                next_run_time=datetime.now(UTC) + timedelta(seconds=first),
-                max_instances=1,
-                coalesce=True,
-                misfire_grace_time=None,
+                self.tick, IntervalTrigger(seconds=monitor.interval, timezone=UTC), next_run_time=now, **once
             )
+        if prunes:
+            first = now + timedelta(seconds=prunes * _FIRST_PRUNE)
+            scheduler.add_job(self.prune, IntervalTrigger(seconds=prunes, timezone=UTC), next_run_time=first, **once)
         scheduler.start()
-        _log(f"watching {self._settings.name!r} every {checks:g} s")
+        when = f"at {monitor.schedule!r} (UTC)" if monitor.schedule else f"every {monitor.interval:g} s"
+        _log(f"watching {self._settings.name!r} {when}")
         self._stopping.wait()
         scheduler.shutdown(wait=True)
         if notifier is not None:
