@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
-from commands.doctor.findings import Finding, ok, problem
+from commands.doctor.findings import Finding, ok, problem, set_to
 from perennial.settings import Settings
 
 _CHECK: Final = "ports"
@@ -16,49 +18,53 @@ _ANY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104 - what is asked 
 _TRIED: Final = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Itself:
+    """A Perennial that listens there. `same`: as far as it tells, it is the one of these settings."""
+
+    said: str
+    same: bool = True
+
+
 def look(settings: Settings) -> list[Finding]:
-    serve = settings.serve
-    others = {serve.port, settings.monitor.port}
+    serve, watcher = settings.serve, settings.monitor.port
+    others = {serve.port, watcher}
     try:
         host = str(socket.getaddrinfo(serve.host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        said = f"serve.host {serve.host!r} is not an address: {error}"
-        found = [
-            problem(_CHECK, said, f"{set_to('serve.host', _LOOPBACK)}, or to 0.0.0.0 for every address of this machine")
-        ]
+        found = [problem(_CHECK, f"serve.host {serve.host!r} is not an address: {error}", _address())]
     else:
-        found = [_of(host, serve.port, "serve.port", service_at(host, serve.port, settings.name), others)]
-    if settings.monitor.port:
-        port = settings.monitor.port
-        found.append(_of(_LOOPBACK, port, "monitor.port", watcher_at(port), others))
+        found = [_of(host, serve.port, "serve.port", lambda: service_at(host, serve.port, settings.name), others)]
+    if watcher:
+        found.append(_of(_LOOPBACK, watcher, "monitor.port", lambda: watcher_at(watcher), others))
     return found
 
 
-def _of(host: str, port: int, setting: str, ours: tuple[str, bool] | None, others: set[int]) -> Finding:
+def _of(host: str, port: int, setting: str, ours: Callable[[], Itself | None], others: set[int]) -> Finding:
     error = _refusal(host, port)
     if error is None:
         return ok(_CHECK, f"{setting} {port} is free")
     if error.errno == errno.EADDRNOTAVAIL:
-        said = f"{host} is not an address of this machine"
-        return problem(
-            _CHECK, said, f"{set_to('serve.host', _LOOPBACK)}, or to 0.0.0.0 for every address of this machine"
-        )
+        return problem(_CHECK, f"{host} is not an address of this machine", _address())
     free = next((each for each in range(max(port, 1023) + 1, port + 1024 + _TRIED) if _is_free(host, each, others)), 0)
     if error.errno == errno.EACCES:
         return problem(_CHECK, f"{setting} {port} needs more rights: it is below 1024", set_to(setting, free))
-    if ours is not None:
-        said, same = ours
-        if same:
-            return ok(_CHECK, f"{setting} {port} is held by Perennial itself: {said}")
-        return problem(_CHECK, f"{setting} {port} is held by another Perennial: {said}", set_to(setting, free))
+    holds = ours()
+    if holds is not None:
+        if holds.same:
+            return ok(_CHECK, f"{setting} {port} is held by Perennial itself: {holds.said}")
+        return problem(_CHECK, f"{setting} {port} is held by another Perennial: {holds.said}", set_to(setting, free))
     holder, pid = _holder(port)
     stop = f"kill {pid}; or " if pid else ""
     return problem(_CHECK, f"{setting} {port} is taken by {holder}", f"{stop}{set_to(setting, free)}")
 
 
-def service_at(host: str, port: int, name: str) -> tuple[str, bool] | None:
-    """What a Perennial that answers there says of itself, and whether it may be the one of this name; None if it is
-    no Perennial."""
+def _address() -> str:
+    return f"{set_to('serve.host', _LOOPBACK)}, or to 0.0.0.0 for every address of this machine"
+
+
+def service_at(host: str, port: int, name: str) -> Itself | None:
+    """The service that answers there; None if it is no Perennial."""
     import httpx
 
     address = _ANY.get(host, host)
@@ -71,21 +77,21 @@ def service_at(host: str, port: int, name: str) -> tuple[str, bool] | None:
     if not isinstance(said, dict):
         return None
     if answer.status_code == httpx.codes.OK and "version" in said and "name" in said:
-        return f"{said['name']} {said['version']}", said["name"] == name
+        return Itself(f"{said['name']} {said['version']}", said["name"] == name)
     if str(said.get("type", "")).startswith("urn:perennial:"):
-        return "a service that wants a key" if answer.status_code in (401, 403) else "a service without a model", True
+        return Itself("a service that wants a key" if answer.status_code in (401, 403) else "a service without a model")
     return None
 
 
-def watcher_at(port: int) -> tuple[str, bool] | None:
-    """The same of a watcher, by its metrics."""
+def watcher_at(port: int) -> Itself | None:
+    """The watcher that answers there, by its metrics; None if it is no Perennial."""
     import httpx
 
     try:
         text = httpx.get(f"http://{_LOOPBACK}:{port}/metrics", timeout=_ANSWERS_WITHIN_SECONDS, trust_env=False).text
     except httpx.HTTPError:
         return None
-    return ("its watcher", True) if "perennial_ledger_up" in text else None
+    return Itself("its watcher") if "perennial_ledger_up" in text else None
 
 
 def _refusal(host: str, port: int) -> OSError | None:

@@ -55,7 +55,6 @@ def _missing(folder: Path, settings: Settings, engine: sa.Engine | None) -> Find
     said = f"the storage folder {folder} is gone, with the models that the ledger names"
     mend = f"mount it or move it back to {shlex.quote(str(folder))}; or set storage_url to where it is"
     return problem(_CHECK, said, mend)
-    )
 
 
 def _names_bundles(engine: sa.Engine) -> bool:
