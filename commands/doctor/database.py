@@ -90,7 +90,10 @@ def _file(url: str) -> Path | None:
     """The file of a SQLite ledger; None for others."""
     import sqlalchemy as sa
 
-    parsed = sa.make_url(url)
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:  # opening it says so
+        return None
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return None
     return Path(parsed.database).expanduser().absolute()

@@ -12,7 +12,7 @@ from commands.doctor.findings import Finding, ok, problem, set_to
 from perennial.settings import Settings
 
 _CHECK: Final = "ports"
-_ANSWERS_WITHIN_SECONDS: Final = 2.0
+_ANSWERS_WITHIN_SECONDS: Final = 1.0
 _LOOPBACK: Final = "127.0.0.1"
 _ANY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104 - what is asked on loopback where all are listened on
 _TRIED: Final = 100

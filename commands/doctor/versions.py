@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import metadata
 from itertools import pairwise
 
@@ -59,6 +60,7 @@ def _complete(extra: str, asked: list[Requirement]) -> bool:
     return all(_installed(one.name) is not None for one in of_it)
 
 
+@cache
 def _installed(name: str) -> str | None:
     try:
         return metadata.version(name)
