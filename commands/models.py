@@ -27,8 +27,10 @@ Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit trail.
 def list_models(name: console.Name = None, as_json: console.Json = False) -> None:
     """List every model, oldest first.
 
-    perennial models list
-    perennial models list --json | jq -r '.[] | select(.live).version'
+        perennial models list
+        perennial models list --json | jq -r '.[] | select(.live).version'
+
+    The one that is live is marked.
     """
     from rich.table import Table
 

@@ -16,10 +16,12 @@ app = typer.Typer(
 
 @app.command("status")
 def show_status(name: console.Name = None, as_json: console.Json = False) -> None:
-    """Show at which stage it is, and what its evidence calls for. Writes nothing. Exit code 4: none runs.
+    """Show at which stage it is, and what its evidence calls for. Writes nothing.
 
-    perennial rollout status
-    perennial rollout status --json
+        perennial rollout status
+        perennial rollout status --json
+
+    Exit code 4: none runs.
     """
     from perennial.ledger import open_ledger
     from training.rollout import status
@@ -63,9 +65,11 @@ def stop_rollout(
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
-    """End it: the champion answers everything again, within a second or so (`serve.swap_interval`).
+    """End it: the champion answers everything again.
 
-    perennial rollout stop --reason "a complaint"
+        perennial rollout stop --reason "a complaint"
+
+    The service follows within a second or so (`serve.swap_interval`).
     """
     from perennial.ledger import open_ledger
     from training.rollout import stop

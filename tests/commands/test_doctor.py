@@ -65,7 +65,8 @@ class House:
             pretrained=Pretrained(source=str(self.weights), sha256=sha256_of_file(self.weights)),
             strategy="linear_probe", why="a test",
             dataset=Dataset(location=str(self.photos), fingerprint="f", train=2, validation=1, test=1),
-            metrics={}, per_class={}, temperature=1.0, properties=PROPERTIES, precisions=("float32",), seed=0, packages={},
+            metrics={}, per_class={}, temperature=1.0, properties=PROPERTIES, precisions=("float32",), seed=0,
+            packages={},
         )  # fmt: skip
         bundle = write_bundle(self.home / "models", manifest, lambda to: (to / "graph.onnx").write_bytes(b"a graph"))
         models.register(self.engine, bundle, upload_bundle(bundle, Storage(self.settings.blobs_url)))

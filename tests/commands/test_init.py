@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_what_is_written_changes_nothing_and_every_line_of_it_can_be_used(tmp_pa
 def test_every_setting_says_what_it_is_for(tmp_path: Path) -> None:
     init(tmp_path, "--all")
     lines = (tmp_path / "perennial.toml").read_text("utf-8").splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         if re.match(r"# [a-z_0-9]+ = ", line):
             assert re.match(r"# .*\w.*\.$", before), f"{line} is not explained: {before!r}"
 
