@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -36,8 +36,6 @@ _RETRAIN_ENDS: Final = {0: "promoted or going live in stages", 4: "nothing to do
 _ROLLOUT_ENDS: Final = {0: "went on", 4: "nothing to do yet", 11: "stopped"}
 #: How `perennial prune` ends when it did its work: something went, nothing was to go.
 _PRUNE_ENDS: Final = (0, 4)
-#: The first pruning waits for this share of its interval, so that what is started again and again still prunes.
-_FIRST_PRUNE: Final = 1 / 60
 _STOP_SECONDS: Final = 10.0
 #: What a webhook is being sent may take so long when the watcher is stopped; else it is sent again by the next one.
 _LAST_SENDING_SECONDS: Final = 3.0
@@ -111,28 +109,13 @@ class Watcher:
 
     def run(self) -> None:
         """Check on the schedule, or at once and then on every interval, until stopped."""
-        from apscheduler.schedulers.background import BackgroundScheduler
-        from apscheduler.triggers.interval import IntervalTrigger
-
-        from perennial.schedule import trigger
+        from commands.watch_schedule import scheduler_of
 
         served = self._serve_metrics()
         notifier = self._notifier()
-        scheduler = BackgroundScheduler(timezone=UTC)
-        monitor, prunes = self._settings.monitor, self._settings.retention.interval
-        # Of times that pass while a check runs one is made up for.
-        once = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
-        now = datetime.now(UTC)
-        if monitor.schedule:
-            scheduler.add_job(self.tick, trigger(monitor.schedule), **once)
-        else:
-            scheduler.add_job(
-                self.tick, IntervalTrigger(seconds=monitor.interval, timezone=UTC), next_run_time=now, **once
-            )
-        if prunes:
-            first = now + timedelta(seconds=prunes * _FIRST_PRUNE)
-            scheduler.add_job(self.prune, IntervalTrigger(seconds=prunes, timezone=UTC), next_run_time=first, **once)
+        scheduler = scheduler_of(self._settings, self.tick, self.prune)
         scheduler.start()
+        monitor = self._settings.monitor
         when = f"at {monitor.schedule!r} (UTC)" if monitor.schedule else f"every {monitor.interval:g} s"
         _log(f"watching {self._settings.name!r} {when}")
         self._stopping.wait()
