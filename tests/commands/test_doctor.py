@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from packaging.requirements import Requirement
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from typer.testing import CliRunner
 
 from commands.doctor import ports, processor, versions
 from commands.doctor.examine import examine
 from commands.main import app
 from commands.settings_file import in_toml
-from monitoring.metrics import registry
+from monitoring.metrics import LedgerCollector
 from perennial.bundle import Dataset, Manifest, Pretrained, new_version, upload_bundle, write_bundle
 from perennial.graph import PROPERTIES
 from perennial.ids import new_id
@@ -262,9 +262,9 @@ def test_a_port_that_is_taken_is_exchanged_for_a_free_one(house: House) -> None:
 
 
 def test_a_port_of_its_own_watcher_is_well(house: House) -> None:
-    server, thread = start_http_server(
-        house.settings.monitor.port, addr="127.0.0.1", registry=registry(lambda: house.engine, "default")
-    )
+    metrics = CollectorRegistry()
+    metrics.register(LedgerCollector(lambda: house.engine, "default"))
+    server, thread = start_http_server(house.settings.monitor.port, addr="127.0.0.1", registry=metrics)
     try:
         assert ports.watcher_at(house.settings.monitor.port) == ports.Itself("its watcher")
         is_well()
