@@ -242,14 +242,18 @@ def test_pretrained_weights_that_are_not_what_they_were(house: House, fault: str
 
 def test_a_port_that_another_process_has(house: House) -> None:
     port = house.settings.serve.port
-    code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print(flush=True); s.accept()[0].recv(9)"
+    code = (
+        f"import socket\ns = socket.create_server(('127.0.0.1', {port}))\nprint(flush=True)\n"
+        "while True: s.accept()[0].close()  # it hangs up on whoever asks"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        done = examined()  # its question ends that one, which answers nobody
-        if other.poll() is None:
-            do_run(only(done, "ports", f"serve.port {port}", f"process {other.pid} "))
-        other.wait(10)
+        try:
+            do_run(only(examined(), "ports", f"serve.port {port}", f"process {other.pid} "))
+            other.wait(10)
+        finally:
+            other.kill()
     is_well()
 
 
