@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,7 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from perennial.progress import Progress, Step
-from perennial.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from perennial.settings import Settings
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -52,6 +54,8 @@ def settings_for(name: str | None = None, **overrides: Any) -> Settings:
 
     Keyword arguments are sections, such as `serve={"port": 3001, "host": None}`.
     """
+    from perennial.settings import load_settings  # pydantic: `--help` answers without it
+
     given: dict[str, Any] = {"name": name} if name is not None else {}
     for section, values in overrides.items():
         chosen = {key: value for key, value in values.items() if value is not None}

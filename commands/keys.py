@@ -10,7 +10,6 @@ import typer
 
 from commands import console
 from perennial.errors import InvalidParameter
-from perennial.settings_sections import ApiKey
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the service.", context_settings={"max_content_width": 100})
 
@@ -33,10 +32,14 @@ def create(
 ) -> None:
     """Make a key, and print it once, with the lines for `perennial.toml` that let it in.
 
+        perennial keys create --name shop --scope predict --scope feedback
+        perennial keys create --name ops --scope admin --days 90
+
     The settings hold its sha256 only, so a key that is lost cannot be had again: make another.
     """
     from pydantic import ValidationError
 
+    from perennial.settings_sections import ApiKey
     from service.keys import digest_of, new_key
 
     key = new_key()

@@ -45,6 +45,9 @@ def queue(
 ) -> None:
     """Show which unlabelled images of the live model to label first.
 
+        perennial labels queue
+        perennial labels queue --count 50 --random 1
+
     In turn one of those that tell the most (drifted, doubtful, unlike one another) and one drawn at random from all.
 
     Exit code 4: there is nothing to label.
@@ -75,6 +78,9 @@ def export(
     as_json: console.Json = False,
 ) -> None:
     """Write the images to label first to FILE: a CSV with an empty column `label`, or tasks for Label Studio.
+
+        perennial labels export todo.csv --count 100
+        perennial labels export tasks.json
 
     They are what `perennial labels queue` shows, in the same order.
 
@@ -108,6 +114,8 @@ def import_(
     as_json: console.Json = False,
 ) -> None:
     """Read labels back. Of several labels for a prediction the last one counts; doing it twice changes nothing.
+
+        perennial labels import todo.csv --source "night shift"
 
     A label that is no class of the model is kept, and becomes one once enough images have it
     (`retrain.new_class_labels`). Exit code 3: some labels name a prediction or a class that there is not, and could not

@@ -24,12 +24,15 @@ app = typer.Typer(
 
 The usual order:
 
+    perennial init                 # a perennial.toml to edit; optional
     perennial train photos/        # a folder with one folder a class
     perennial serve                # POST /v1/predict
     perennial monitor              # is the traffic still what the model knows?
     perennial retrain --if-due     # train anew; goes live only if it is better
 
-`perennial watch` does the last two by itself. `perennial demo` shows all of it in two minutes.
+`perennial watch` does the last two by itself. `perennial demo` shows all of it in two minutes, `perennial doctor` says
+what is wrong and how to mend it. Each command has examples: `perennial COMMAND --help`. Completion of commands and
+options: `perennial --install-completion`, once, then a new shell.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 bad input data, 4 nothing to do, 10 a retrain is called for
 (`monitor --exit-code`), 11 the gate refused.""",
@@ -49,6 +52,12 @@ def options(
 
 
 _TERMINATED: Final = 143
+#: What one may want to do; the top-level help is grouped by it.
+_MAKE: Final = "Make a model"
+_RUN: Final = "Serve it and keep it good"
+_SEE: Final = "See what happens"
+_JUDGE: Final = "Decide yourself"
+_SET_UP: Final = "Set up and mend"
 #: Which extra brings which package; the serving image has neither of the two.
 _EXTRAS: Final = {
     "train": ("training", "torch", "torchvision", "sklearn", "scipy", "onnx", "onnxscript", "safetensors", "pyarrow"),
@@ -61,8 +70,10 @@ def _collect() -> None:
     from commands import (
         backbones,
         demo,
+        doctor,
         events,
         import_model,
+        init,
         keys,
         labels,
         models,
@@ -79,24 +90,26 @@ def _collect() -> None:
         watch,
     )
 
-    app.command("train")(train.train)
-    app.command("import")(import_model.import_model)
-    app.command("backbones")(backbones.backbones)
-    app.command("serve")(serve.serve)
-    app.command("monitor")(monitor.monitor)
-    app.command("watch")(watch.watch)
-    app.command("ui")(ui.ui)
-    app.command("retrain")(retrain.retrain)
-    app.add_typer(models.app, name="models")
-    app.add_typer(rollout.app, name="rollout")
-    app.add_typer(labels.app, name="labels")
-    app.add_typer(keys.app, name="keys")
-    app.command("status")(status.status)
-    app.command("events")(events.events)
-    app.command("notify")(notify.notify)
-    app.command("prune")(prune.prune)
-    app.command("pretrain")(pretrain.pretrain)
-    app.command("demo")(demo.demo)
+    app.command("train", rich_help_panel=_MAKE)(train.train)
+    app.command("import", rich_help_panel=_MAKE)(import_model.import_model)
+    app.command("backbones", rich_help_panel=_MAKE)(backbones.backbones)
+    app.command("pretrain", rich_help_panel=_MAKE)(pretrain.pretrain)
+    app.command("serve", rich_help_panel=_RUN)(serve.serve)
+    app.command("monitor", rich_help_panel=_RUN)(monitor.monitor)
+    app.command("retrain", rich_help_panel=_RUN)(retrain.retrain)
+    app.command("watch", rich_help_panel=_RUN)(watch.watch)
+    app.command("notify", rich_help_panel=_RUN)(notify.notify)
+    app.command("prune", rich_help_panel=_RUN)(prune.prune)
+    app.command("status", rich_help_panel=_SEE)(status.status)
+    app.command("events", rich_help_panel=_SEE)(events.events)
+    app.command("ui", rich_help_panel=_SEE)(ui.ui)
+    app.command("demo", rich_help_panel=_SEE)(demo.demo)
+    app.command("init", rich_help_panel=_SET_UP)(init.init)
+    app.command("doctor", rich_help_panel=_SET_UP)(doctor.doctor)
+    app.add_typer(models.app, name="models", rich_help_panel=_JUDGE)
+    app.add_typer(rollout.app, name="rollout", rich_help_panel=_JUDGE)
+    app.add_typer(labels.app, name="labels", rich_help_panel=_JUDGE)
+    app.add_typer(keys.app, name="keys", rich_help_panel=_SET_UP)
 
 
 _collect()

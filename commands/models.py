@@ -11,11 +11,11 @@ import typer
 from commands import console
 from perennial.errors import InvalidParameter
 from perennial.progress import Progress, silent
-from perennial.settings import Settings
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from perennial.settings import Settings
     from training.promote import PromoteResult
 
 app = typer.Typer(no_args_is_help=True, help="List and show models; promote one, or roll back.")
@@ -25,7 +25,13 @@ Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit trail.
 
 @app.command("list")
 def list_models(name: console.Name = None, as_json: console.Json = False) -> None:
-    """List every model, oldest first."""
+    """List every model, oldest first.
+
+        perennial models list
+        perennial models list --json | jq -r '.[] | select(.live).version'
+
+    The one that is live is marked.
+    """
     from rich.table import Table
 
     from perennial.ledger import deployments, models, open_ledger
@@ -78,6 +84,9 @@ def show_model(
 ) -> None:
     """Tell a model's story: what it was made of, who asked for it, how it was judged, when it was live.
 
+        perennial models show
+        perennial models show --html story.html
+
     With `--html` it is a page of one file, to be kept, sent or printed; it loads nothing and runs nothing.
     """
     from commands.model_story import print_story
@@ -113,6 +122,9 @@ def promote_model(
 ) -> None:
     """Make a model live, if it passes the gate against the live one. Exit code 11: the gate refused.
 
+        perennial models promote 20261120-234012-345f1 --reason "seen by the team"
+        perennial models promote 20261120-234012-345f1 --at-once
+
     Where the setting `rollout.stages` has any, it goes live in stages (`perennial rollout status`).
     """
     from commands.retrain import show
@@ -145,6 +157,9 @@ def roll_back(
     as_json: console.Json = False,
 ) -> None:
     """Go back to the model that was live before this one. While another goes live in stages, that is what is undone.
+
+        perennial models rollback --reason "blurred images"
+        perennial models rollback --if-worse
 
     With `--if-worse` both are first compared on the labelled images since the live one was deployed: on the first
     `retrain.watch_labels` of them, by a test that may be looked at as often as you like. Exit code 4: nothing was

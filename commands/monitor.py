@@ -25,6 +25,9 @@ def monitor(
 ) -> None:
     """Compare the latest predictions of the live model with its reference: is the traffic still what it knows?
 
+        perennial monitor
+        perennial monitor --exit-code || perennial retrain --if-due
+
     Writes a check, a report to look at in a browser and, on a change of state, events. It never retrains by itself.
     """
     # A short life that is mostly imports, and what they make stays: looking through it for garbage takes a fifth of it.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from commands import console
-from perennial.settings import Settings
+
+if TYPE_CHECKING:
+    from perennial.settings import Settings
 
 _NOTHING: Final = 4
 
@@ -21,6 +23,9 @@ def notify(
     as_json: console.Json = False,
 ) -> None:
     """Send the webhooks of the setting `notify.webhooks` the events that they have not been sent yet.
+
+        perennial notify --test
+        perennial notify
 
     `perennial watch` does so by itself; this is for those who run the checks from cron. Oldest first; where a webhook
     does not answer, what it lacks waits in the ledger for the next time, and nothing is lost. One that is new begins

@@ -29,6 +29,9 @@ def prune(
 ) -> None:
     """Remove what the settings under `[retention]` do not keep: old predictions, old captured images.
 
+        perennial prune --dry-run
+        perennial prune
+
     Of the whole ledger and storage, whichever model's. Safe while the service and a retrain run; `perennial watch`
     does the same on a schedule. Exit code 4: there was nothing to do.
     """

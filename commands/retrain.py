@@ -24,6 +24,10 @@ def retrain(
 ) -> None:
     """Train on the original data and the labelled captures, from the pretrained checkpoint again.
 
+        perennial retrain --if-due --dry-run
+        perennial retrain --if-due
+        perennial retrain --reason "new camera"
+
     The new model goes live only if it is better on fresh labelled captures, and no worse on the old held-out
     images. Exit codes: 0 promoted (or going live in stages), 11 refused by the gate, 4 nothing to do or too few labels
     yet.

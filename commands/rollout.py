@@ -16,7 +16,13 @@ app = typer.Typer(
 
 @app.command("status")
 def show_status(name: console.Name = None, as_json: console.Json = False) -> None:
-    """Show at which stage it is, and what its evidence calls for. Writes nothing. Exit code 4: none runs."""
+    """Show at which stage it is, and what its evidence calls for. Writes nothing.
+
+        perennial rollout status
+        perennial rollout status --json
+
+    Exit code 4: none runs.
+    """
     from perennial.ledger import open_ledger
     from training.rollout import status
 
@@ -39,6 +45,9 @@ def advance(
 ) -> None:
     """Do what the evidence calls for: the next stage, or all of the traffic; or stop it; or nothing yet.
 
+        perennial rollout advance
+        perennial rollout advance --force --reason "enough was seen"
+
     `perennial watch` does this after each check. Exit codes: 0 it went on, 11 it was stopped, 4 it waits or none runs.
     """
     from perennial.ledger import open_ledger
@@ -56,7 +65,12 @@ def stop_rollout(
     name: console.Name = None,
     as_json: console.Json = False,
 ) -> None:
-    """End it: the champion answers everything again, within a second or so (`serve.swap_interval`)."""
+    """End it: the champion answers everything again.
+
+        perennial rollout stop --reason "a complaint"
+
+    The service follows within a second or so (`serve.swap_interval`).
+    """
     from perennial.ledger import open_ledger
     from training.rollout import stop
 

@@ -6,14 +6,16 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands import console
 from perennial.errors import InvalidSettings, NoLiveModel
-from perennial.settings import Settings
-from perennial.settings_sections import ServeSettings
+
+if TYPE_CHECKING:
+    from perennial.settings import Settings
+    from perennial.settings_sections import ServeSettings
 
 
 def serve(
@@ -29,6 +31,9 @@ def serve(
     name: console.Name = None,
 ) -> None:
     """Answer predictions over HTTP with the live model; a newly deployed one is swapped in while it serves.
+
+        perennial serve
+        perennial serve --host 0.0.0.0 --port 8080 --workers 2
 
     Starts without a model too, and is ready as soon as one is deployed. Ctrl-C or SIGTERM stops it.
     """

@@ -2,28 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
 
 from commands import console
-from perennial.settings import Settings
+from perennial.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from perennial.settings import Settings
 
 _EVENTS: Final = 5
+_LOOK_SECONDS: Final = 2.0
 _NEW_LABELS: Final = 5
 
 
-def status(name: console.Name = None, as_json: console.Json = False) -> None:
-    """Show the live model, its traffic and labels, the latest check and the last events."""
+def status(
+    seconds: Annotated[
+        float | None,
+        typer.Argument(metavar="[SECONDS]", min=0.2, help="With --watch: between two looks.", show_default=False),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="A live view in the whole terminal, until Ctrl-C.")
+    ] = False,
+    name: console.Name = None,
+    as_json: console.Json = False,
+) -> None:
+    """Show the live model, its traffic and labels, the latest check and the last events.
+
+        perennial status
+        perennial status --watch
+        perennial status --watch 10
+        perennial status --json | jq .check.verdict
+
+    `--watch` looks again every 2 seconds, or as often as you say, and adds the traffic of the last hour minute by
+    minute and each family's score. While the database is away it says so and shows what it knew.
+    """
+    settings = console.settings_for(name)
+    if watch:
+        if as_json:
+            raise InvalidParameter("--watch draws for people; for a program: perennial status --json, again and again")
+        from commands.status_view import show_live
+
+        show_live(settings, seconds or _LOOK_SECONDS)
+        return
+    if seconds is not None:
+        raise InvalidParameter("SECONDS is how often --watch looks: perennial status --watch 10")
+
     from perennial.ledger import open_ledger
 
-    settings = console.settings_for(name)
-    document = _document(open_ledger(settings.ledger_url), settings)
+    document = status_document(open_ledger(settings.ledger_url), settings)
     if as_json:
         console.print_json(document)
     else:
         _show(document)
 
 
-def _document(engine: Any, settings: Settings) -> dict[str, Any]:
+def status_document(engine: sa.Engine, settings: Settings) -> dict[str, Any]:
+    """What `perennial status --json` prints.
+
+    Raises:
+        NoLiveModel: nothing has been deployed.
+        LedgerUnavailable: the database does not answer.
+    """
     from perennial.ledger import checks, deployments, events, models, new_classes, predictions, rollouts, watches
 
     name, window = settings.name, settings.monitor.window
@@ -54,7 +97,12 @@ def _document(engine: Any, settings: Settings) -> dict[str, Any]:
             "of": settings.retrain.watch_labels,
             **watches.tally(engine, watch).document(),
         },
-        "rollout": {"version": rollout.challenger, "stage": rollout.current, "since": rollout.at.isoformat()}
+        "rollout": {
+            "version": rollout.challenger,
+            "stage": rollout.current,
+            "stages": list(rollout.stages),
+            "since": rollout.at.isoformat(),
+        }
         if rollout is not None
         else None,
         "predictions": predictions.count(engine, live.version),
@@ -74,6 +122,10 @@ def _document(engine: Any, settings: Settings) -> dict[str, Any]:
             "state": check.detail.get("state"),
             "causes": check.detail.get("causes", []),
             "accuracy": check.detail.get("accuracy"),
+            "families": {
+                family: {key: found.get(key) for key in ("score", "floor", "p_value", "alarm", "skipped")}
+                for family, found in check.detail.get("families", {}).items()
+            },
             "window": check.window,
             "report_url": check.report_url,
         },
@@ -113,7 +165,7 @@ def _show(document: dict[str, Any]) -> None:
     table.add_row("window", f"the latest {window['rows']:,}, {window['labelled']:,} of them labelled")
     new = document["new_labels"]
     if new["images"]:
-        table.add_row("new labels", escape(_new_labels(new)))
+        table.add_row("new labels", escape(new_labels_in_words(new)))
     if check is None:
         table.add_row("check", "none yet; run: perennial monitor")
     else:
@@ -140,7 +192,7 @@ def _watch(found: dict[str, Any]) -> str:
     return f"{told}: {shares[0]} against {shares[1]}"
 
 
-def _new_labels(new: dict[str, Any]) -> str:
+def new_labels_in_words(new: dict[str, Any]) -> str:
     """Labels that the model does not know: how near each is to being a class."""
     ordered = sorted(new["images"].items(), key=lambda each: (-each[1], each[0]))
     of = f" of {new['needed']}" if new["needed"] else ""

@@ -85,6 +85,10 @@ def train(
 ) -> None:
     """Train a classifier on a labelled folder. The first model of a name goes live at once.
 
+        perennial train photos/
+        perennial train photos/ --weights builtin --name bees
+        perennial train photos.csv --backbone auto --budget 1800
+
     `torchrun --nproc-per-node 2 --no-python -- perennial train DATA` shares the fine-tuning between processes.
     """
     if console.follows():

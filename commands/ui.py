@@ -6,13 +6,15 @@ import ipaddress
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands import console
 from perennial.errors import InvalidParameter, NothingToDo
-from perennial.settings import Settings
+
+if TYPE_CHECKING:
+    from perennial.settings import Settings
 
 
 def ui(
@@ -22,6 +24,9 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3002,
 ) -> None:
     """Show the checks over time in a browser: verdicts, accuracy, drifted columns, each check's report.
+
+        perennial ui
+        perennial ui --port 8090
 
     This is Evidently's own interface over the workspace that `perennial monitor` and `perennial watch` fill on this
     machine (`evidently` in `home`): a project for each model, a run for each of the newest `monitor.keep_reports`

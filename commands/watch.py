@@ -13,19 +13,19 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from commands import console
-from perennial.errors import PerennialError
-from perennial.settings import Settings
+from perennial.errors import InvalidParameter, PerennialError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from perennial.notifying import Notifier
+    from perennial.settings import Settings
 
 _RETRAIN_DUE: Final = 10
 #: How `perennial models rollback --if-worse` ends when it did its work: it went back, or the live model stays.
@@ -36,8 +36,6 @@ _RETRAIN_ENDS: Final = {0: "promoted or going live in stages", 4: "nothing to do
 _ROLLOUT_ENDS: Final = {0: "went on", 4: "nothing to do yet", 11: "stopped"}
 #: How `perennial prune` ends when it did its work: something went, nothing was to go.
 _PRUNE_ENDS: Final = (0, 4)
-#: The first pruning waits for this share of its interval, so that what is started again and again still prunes.
-_FIRST_PRUNE: Final = 1 / 60
 _STOP_SECONDS: Final = 10.0
 #: What a webhook is being sent may take so long when the watcher is stopped; else it is sent again by the next one.
 _LAST_SENDING_SECONDS: Final = 3.0
@@ -48,11 +46,24 @@ def watch(
     interval: Annotated[
         float | None, typer.Option("--interval", min=0.1, help="Seconds between checks; `monitor.interval`.")
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", metavar="CRON", help="Times of the checks, in UTC; `monitor.schedule`."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Check once (and retrain if due), then leave.")] = False,
 ) -> None:
-    """Check the live model again and again, and retrain it when a check, the schedule (`retrain.schedule`) or new
-    labels (`retrain.every_labels`) call for it. A model that goes live in stages (`rollout.stages`) is moved on, or
-    stopped. Stop with Ctrl-C or SIGTERM.
+    """Check the live model again and again, and retrain it when that is called for. Stop with Ctrl-C or SIGTERM.
+
+        perennial watch
+        perennial watch --schedule "*/15 * * * *"
+        perennial watch --once
+
+    A check calls for a retrain, or the schedule (`retrain.schedule`), or new labels (`retrain.every_labels`). A model
+    that goes live in stages (`rollout.stages`) is moved on, or stopped.
+
+    Checks come every `monitor.interval` seconds, the first at once; or, with `--schedule`, at the times of a cron
+    expression of five fields in UTC, weekdays by name. A check that takes longer than the time to the next is followed
+    by one, not by all that were missed.
 
     Before each check a model that has just gone live is compared with the one it replaced, and undone if it is worse
     (`perennial models rollback --if-worse`).
@@ -62,7 +73,11 @@ def watch(
     `monitor.port` and `monitor.host`; docs/metrics.md). With `--once` the exit code is 1 if the check or the retrain
     failed.
     """
-    settings = console.settings_for(name, monitor={"interval": interval})
+    if interval is not None:
+        if schedule:
+            raise InvalidParameter("--interval and --schedule both say when to check; give one of them")
+        schedule = ""  # it overrides one of the settings too
+    settings = console.settings_for(name, monitor={"interval": interval, "schedule": schedule})
     watcher = Watcher(settings)
     watcher.stop_on(signal.SIGTERM, signal.SIGINT)
     if once:
@@ -96,27 +111,16 @@ class Watcher:
         threading.Thread(target=self._stop_children, name="stop", daemon=False).start()
 
     def run(self) -> None:
-        """Check at once, then on every interval, until stopped."""
-        from apscheduler.schedulers.background import BackgroundScheduler
-        from apscheduler.triggers.interval import IntervalTrigger
+        """Check on the schedule, or at once and then on every interval, until stopped."""
+        from commands.watch_schedule import scheduler_of
 
         served = self._serve_metrics()
         notifier = self._notifier()
-        scheduler = BackgroundScheduler(timezone=UTC)
-        checks, prunes = self._settings.monitor.interval, self._settings.retention.interval
-        for job, seconds, first in ((self._tick, checks, 0.0), (self.prune, prunes, prunes * _FIRST_PRUNE)):
-            if seconds == 0:
-                continue
-            scheduler.add_job(
-                job,
-                IntervalTrigger(seconds=seconds, timezone=UTC),
-                next_run_time=datetime.now(UTC) + timedelta(seconds=first),
-                max_instances=1,
-                coalesce=True,
-                misfire_grace_time=None,
-            )
+        scheduler = scheduler_of(self._settings, self._tick, self.prune)
         scheduler.start()
-        _log(f"watching {self._settings.name!r} every {checks:g} s")
+        monitor = self._settings.monitor
+        when = f"at {monitor.schedule!r} (UTC)" if monitor.schedule else f"every {monitor.interval:g} s"
+        _log(f"watching {self._settings.name!r} {when}")
         self._stopping.wait()
         scheduler.shutdown(wait=True)
         if notifier is not None:

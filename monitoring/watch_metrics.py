@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from monitoring.metric_families import Declared, Scrape
 from monitoring.metrics import LedgerCollector
+from perennial import schedule
 from perennial.settings import Settings
 
 #: What the watcher has done by child processes.
@@ -52,6 +53,8 @@ DECLARED: Final = (STARTED_AT, LAST_TICK_AT, DUE_AT, INTERVAL, FAILURES, ACCURAC
 
 def next_check(settings: Settings, moment: datetime) -> datetime:
     """The first time after a moment at which the watcher means to check."""
+    if settings.monitor.schedule:
+        return schedule.first_after(settings.monitor.schedule, moment)
     return moment + timedelta(seconds=settings.monitor.interval)
 
 

@@ -7,12 +7,12 @@ them, and of a long document (a manifest, a check, a gate's decision) only the p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from perennial import event_wording
+from perennial import event_wording, schedule
 from perennial.ledger import (
     EventKind,
     checks,
@@ -36,7 +36,7 @@ _MODELS: Final = 30
 _EVENTS: Final = 40
 _DEPLOYMENTS: Final = 100
 _CLASSES: Final = 1000
-#: No check for so many times its interval: nobody is looking.
+#: No check for so many times its interval (or two of its scheduled times): nobody is looking.
 _STALE: Final = 3.0
 #: A retrain is under way from the first of these to one of the others.
 _RETRAINING: Final = EventKind.RETRAIN_STARTED
@@ -130,7 +130,7 @@ def state(
         return {"tone": "caution", "model_state": "none", "since": None, "stale": False, "sentence": sentence}
     found = (check.detail.get("state") or "healthy") if check is not None else "unchecked"
     last = check.at if check is not None else live.at
-    stale = busy and (now - last).total_seconds() > _STALE * settings.monitor.interval
+    stale = busy and now > _overdue(settings, last)
     since = _since(found, live, newest)
     started = next((event for event in newest if event.kind in (_RETRAINING, *_ENDED)), None)
     if started is not None and started.kind is _RETRAINING:
@@ -157,6 +157,14 @@ def state(
         "stale": stale,
         "sentence": "; ".join(parts) + ("" if stale else "."),
     }
+
+
+def _overdue(settings: Settings, last: datetime) -> datetime:
+    """When a check should have come at the latest, after one at that moment."""
+    if not settings.monitor.schedule:
+        return last + timedelta(seconds=_STALE * settings.monitor.interval)
+    due = schedule.first_after(settings.monitor.schedule, last)
+    return schedule.first_after(settings.monitor.schedule, due)
 
 
 def ago(seconds: float) -> str:

@@ -34,24 +34,25 @@ def check(expression: str) -> None:
             + VALID
         )
     try:
-        trigger = _trigger(expression)
+        found = trigger(expression)
     except ModuleNotFoundError:
         # The serving image has no scheduler and keeps no schedule: whoever keeps it checks the rest.
         return
     except ValueError as error:
         raise ValueError(f"{error}; {VALID}") from error
-    if trigger.get_next_fire_time(None, datetime.now(UTC)) is None:
+    if found.get_next_fire_time(None, datetime.now(UTC)) is None:
         raise ValueError(f"there is no such day; {VALID}")
 
 
 def first_after(expression: str, moment: datetime) -> datetime:
     """The first scheduled time later than a moment."""
-    found: datetime | None = _trigger(expression).get_next_fire_time(None, moment + timedelta(microseconds=1))
+    found: datetime | None = trigger(expression).get_next_fire_time(None, moment + timedelta(microseconds=1))
     assert found is not None  # `check` has seen that it comes again and again
     return found.astimezone(UTC)
 
 
-def _trigger(expression: str) -> CronTrigger:
+def trigger(expression: str) -> CronTrigger:
+    """When the expression comes, in UTC, for APScheduler."""
     from apscheduler.triggers.cron import CronTrigger
 
     return CronTrigger.from_crontab(expression, timezone=UTC)

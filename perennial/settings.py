@@ -143,7 +143,7 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     try:
         return Settings(**_merged(values, from_environment, overrides))
     except ValidationError as error:
-        raise InvalidSettings("; ".join(_explain(problem) for problem in error.errors())) from error
+        raise InvalidSettings("; ".join(explain(problem) for problem in error.errors())) from error
 
 
 def known_keys() -> list[str]:
@@ -179,7 +179,8 @@ def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _explain(problem: Any) -> str:
+def explain(problem: Any) -> str:
+    """What is wrong with a setting, in words, by an error of pydantic. Never shows a secret."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         if key.startswith(("notify.webhooks", "notify.secret")):
@@ -190,10 +191,14 @@ def _explain(problem: Any) -> str:
     return _unknown(key)
 
 
-def _unknown(key: str) -> str:
+def nearest_setting(key: str) -> str:
+    """The known key that an unknown one resembles most."""
     known = [*known_keys(), "train", "serve", "monitor", "retrain", "rollout", "retention", "notify"]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"unknown setting {key!r}; did you mean {near[0]!r}? All settings are in docs/settings.md"
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+
+
+def _unknown(key: str) -> str:
+    return f"unknown setting {key!r}; did you mean {nearest_setting(key)!r}? All settings are in docs/settings.md"
 
 
 def _refuse_unknown_variables() -> None:

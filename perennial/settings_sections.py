@@ -21,6 +21,15 @@ from perennial import schedule
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def _is_a_schedule(expression: str) -> str:
+    if expression:
+        schedule.check(expression)
+    return expression
+
+
+Schedule = Annotated[str, AfterValidator(_is_a_schedule)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -310,7 +319,14 @@ class MonitorSettings(Section):
     workspace: bool = Field(
         True, description="Add each check's run to the Evidently workspace in `home`, which `perennial ui` shows."
     )
-    interval: float = Field(300.0, gt=0, description="Seconds between the checks of `perennial watch`.")
+    interval: float = Field(
+        300.0, gt=0, description="Seconds between the checks of `perennial watch`, where `schedule` is empty."
+    )
+    schedule: Schedule = Field(
+        "",
+        description="When `perennial watch` checks: a cron expression of five fields in UTC, such as `*/15 * * * *` "
+        "(weekdays by name); empty is every `interval` seconds.",
+    )
     host: str = Field(
         "127.0.0.1",
         description="Address at which the watcher's own `/metrics` listens. It asks for no key: give it another one "
@@ -335,7 +351,7 @@ class RetrainSettings(Section):
     min_labels: int = Field(100, ge=1, description="Labelled captures needed before a retrain is worth it.")
     accuracy_drop: Fraction = Field(0.05, description="Loss of accuracy that calls for a retrain.")
     on_drift: bool = Field(True, description="Whether a check may ask for a retrain, where accuracy was lost.")
-    schedule: str = Field(
+    schedule: Schedule = Field(
         "",
         description="When to retrain whatever the checks say: a cron expression of five fields in UTC, such as "
         "`30 2 * * sun` (weekdays by name); empty is never. A time at which nothing ran is made up for, once.",
@@ -418,13 +434,6 @@ class RetrainSettings(Section):
         ge=1,
         description="Seconds until a dead retrain's lease is free again; one that lives renews it every third of that.",
     )
-
-    @field_validator("schedule")
-    @classmethod
-    def _is_a_schedule(cls, expression: str) -> str:
-        if expression:
-            schedule.check(expression)
-        return expression
 
 
 Stage = Literal["shadow"] | Annotated[float, Field(gt=0.0, lt=1.0)]

@@ -28,29 +28,36 @@ def open_ledger(url: str, *, pool_size: int = 5) -> sa.Engine:
         LedgerUnavailable: the database does not answer.
         InvalidSettings: the URL is not one, its driver is missing, or the database is newer than this Perennial.
     """
+    engine = unmigrated(url, pool_size=pool_size)
+    try:
+        if revision(engine) != HEAD:
+            _migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def unmigrated(url: str, *, pool_size: int = 5) -> sa.Engine:
+    """An engine on a database as it is. It is not asked for anything yet.
+
+    Raises:
+        LedgerUnavailable: the folder of a SQLite database cannot be made.
+        InvalidSettings: the URL is not one, or its driver is missing.
+    """
     try:
         parsed = sa.make_url(url)
         if parsed.drivername in ("postgresql", "postgres"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() == "sqlite":
-            engine = _sqlite(parsed)
-        else:
-            engine = sa.create_engine(
-                parsed, pool_pre_ping=True, pool_size=pool_size, connect_args={"connect_timeout": 5}
-            )
+            return _sqlite(parsed)
+        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=pool_size, connect_args={"connect_timeout": 5})
     except ModuleNotFoundError as error:
         raise InvalidSettings(
             f"database_url needs the driver {error.name}: pip install 'perennial[postgres]'"
         ) from error
     except sa.exc.ArgumentError as error:
         raise InvalidSettings(f"database_url is not a database URL: {error}") from error
-    try:
-        if _revision(engine) != HEAD:
-            _migrate(engine)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
 
 
 @contextmanager
@@ -123,7 +130,8 @@ def _write_ahead(cursor: sqlite3.Cursor) -> None:
             time.sleep(_BUSY_PAUSE_SECONDS)
 
 
-def _revision(engine: sa.Engine) -> str | None:
+def revision(engine: sa.Engine) -> str | None:
+    """The schema that the database has; None if it has none of our tables."""
     with reading(engine) as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None

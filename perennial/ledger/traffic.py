@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from perennial.ledger.connect import reading
-from perennial.ledger.schema import rejected_images, traffic
+from perennial.ledger.schema import models, rejected_images, traffic
 
 
 def add(connection: sa.Connection, recorded: Iterable[tuple[str, datetime]]) -> None:
@@ -45,6 +45,17 @@ def answered(
         traffic.c.at >= start, traffic.c.model_version.in_(list(versions))
     )
     return _in_buckets(engine, query.group_by(traffic.c.at), start, bucket, buckets)
+
+
+def per_minute(engine: sa.Engine, name: str, since: datetime) -> dict[datetime, int]:
+    """Predictions of every version of a model by the minute (UTC) in which they were made, from the minute of `since`
+    on. Minutes without any are left out."""
+    versions = sa.select(models.c.version).where(models.c.name == name)
+    query = sa.select(traffic.c.at, sa.func.sum(traffic.c.answered)).where(
+        traffic.c.at >= since.replace(second=0, microsecond=0), traffic.c.model_version.in_(versions)
+    )
+    with reading(engine) as connection:
+        return {at: int(count) for at, count in connection.execute(query.group_by(traffic.c.at))}
 
 
 def rejected(

@@ -149,6 +149,19 @@ def test_where_nobody_checks_although_something_comes_in_it_says_so(ledger: sa.E
     assert "is `perennial watch` running?" in found["sentence"]
 
 
+def test_with_a_schedule_a_check_is_overdue_once_two_of_its_times_have_passed(
+    ledger: sa.Engine, home: object
+) -> None:
+    hourly = load_settings(name=NAME, monitor={"schedule": "0 * * * *"})
+    check(ledger)
+    now = datetime.now(UTC)
+    next_hour = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+    for minutes, stale in ((59, False), (61, True)):
+        later = next_hour + timedelta(minutes=minutes)
+        predictions.record(ledger, [prediction(later)])
+        assert overview.read(ledger, hourly, 24, later)["state"]["stale"] is stale
+
+
 def test_before_the_first_model_it_says_what_to_do(engine: sa.Engine, shapes: Settings) -> None:
     found = overview.read(engine, shapes, 24)
     assert (found["live"], found["check"], found["models"], found["checks"]) == (None, None, [], [])
