@@ -27,29 +27,29 @@ class Itself:
 
 
 def look(settings: Settings) -> list[Finding]:
-    serve, watcher = settings.serve, settings.monitor.port
-    others = {serve.port, watcher}
-    try:
-        host = str(socket.getaddrinfo(serve.host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        found = [problem(_CHECK, f"serve.host {serve.host!r} is not an address: {error}", _address())]
-    else:
-        found = [_of(host, serve.port, "serve.port", lambda: service_at(host, serve.port, settings.name), others)]
-    if watcher:
-        found.append(_of(_LOOPBACK, watcher, "monitor.port", lambda: watcher_at(watcher), others))
+    serve, monitor, name = settings.serve, settings.monitor, settings.name
+    others = {serve.port, monitor.port}
+    found = [_of("serve", serve.host, serve.port, lambda host: service_at(host, serve.port, name), others)]
+    if monitor.port:
+        found.append(_of("monitor", monitor.host, monitor.port, lambda host: watcher_at(host, monitor.port), others))
     return found
 
 
-def _of(host: str, port: int, setting: str, ours: Callable[[], Itself | None], others: set[int]) -> Finding:
-    error = _refusal(host, port)
-    if error is None:
+def _of(section: str, name: str, port: int, ours: Callable[[str], Itself | None], others: set[int]) -> Finding:
+    setting = f"{section}.port"
+    try:
+        host = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        return problem(_CHECK, f"{section}.host {name!r} is not an address: {error}", _address(section))
+    refused = _refusal(host, port)
+    if refused is None:
         return ok(_CHECK, f"{setting} {port} is free")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return problem(_CHECK, f"{host} is not an address of this machine", _address())
+    if refused.errno == errno.EADDRNOTAVAIL:
+        return problem(_CHECK, f"{host} is not an address of this machine", _address(section))
     free = next((each for each in range(max(port, 1023) + 1, port + 1024 + _TRIED) if _is_free(host, each, others)), 0)
-    if error.errno == errno.EACCES:
+    if refused.errno == errno.EACCES:
         return problem(_CHECK, f"{setting} {port} needs more rights: it is below 1024", set_to(setting, free))
-    holds = ours()
+    holds = ours(host)
     if holds is not None:
         if holds.same:
             return ok(_CHECK, f"{setting} {port} is held by Perennial itself: {holds.said}")
@@ -59,18 +59,16 @@ def _of(host: str, port: int, setting: str, ours: Callable[[], Itself | None], o
     return problem(_CHECK, f"{setting} {port} is taken by {holder}", f"{stop}{set_to(setting, free)}")
 
 
-def _address() -> str:
-    return f"{set_to('serve.host', _LOOPBACK)}, or to 0.0.0.0 for every address of this machine"
+def _address(section: str) -> str:
+    return f"{set_to(f'{section}.host', _LOOPBACK)}, or to 0.0.0.0 for every address of this machine"
 
 
 def service_at(host: str, port: int, name: str) -> Itself | None:
     """The service that answers there; None if it is no Perennial."""
     import httpx
 
-    address = _ANY.get(host, host)
-    url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1/model"
     try:
-        answer = httpx.get(url, timeout=_ANSWERS_WITHIN_SECONDS, trust_env=False)
+        answer = httpx.get(f"{_url(host, port)}/v1/model", timeout=_ANSWERS_WITHIN_SECONDS, trust_env=False)
         said = answer.json()
     except (httpx.HTTPError, ValueError):
         return None
@@ -83,15 +81,20 @@ def service_at(host: str, port: int, name: str) -> Itself | None:
     return None
 
 
-def watcher_at(port: int) -> Itself | None:
+def watcher_at(host: str, port: int) -> Itself | None:
     """The watcher that answers there, by its metrics; None if it is no Perennial."""
     import httpx
 
     try:
-        text = httpx.get(f"http://{_LOOPBACK}:{port}/metrics", timeout=_ANSWERS_WITHIN_SECONDS, trust_env=False).text
+        text = httpx.get(f"{_url(host, port)}/metrics", timeout=_ANSWERS_WITHIN_SECONDS, trust_env=False).text
     except httpx.HTTPError:
         return None
     return Itself("its watcher") if "perennial_ledger_up" in text else None
+
+
+def _url(host: str, port: int) -> str:
+    address = _ANY.get(host, host)
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def _refusal(host: str, port: int) -> OSError | None:

@@ -270,7 +270,7 @@ def test_a_port_of_its_own_watcher_is_well(house: House) -> None:
     metrics.register(LedgerCollector(lambda: house.engine, "default"))
     server, thread = start_http_server(house.settings.monitor.port, addr="127.0.0.1", registry=metrics)
     try:
-        assert ports.watcher_at(house.settings.monitor.port) == ports.Itself("its watcher")
+        assert ports.watcher_at("127.0.0.1", house.settings.monitor.port) == ports.Itself("its watcher")
         is_well()
     finally:
         server.shutdown()

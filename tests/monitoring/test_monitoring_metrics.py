@@ -16,7 +16,7 @@ from monitoring.live_accuracy import Accuracies
 from monitoring.persistence import State
 from monitoring.policy import RetrainDecision
 from monitoring.verdict import Cause, Verdict
-from monitoring.watch_metrics import WatchMetrics, registry
+from monitoring.watch_metrics import WatchMetrics, next_check, registry
 from perennial import ledger
 from perennial.errors import LedgerUnavailable
 from perennial.ledger import EventKind
@@ -177,10 +177,19 @@ def test_without_labels_there_is_no_accuracy_by_labels(engine: sa.Engine) -> Non
     assert 'perennial_accuracy{source="labels"}' not in scrape(engine)
 
 
-def test_a_ledger_that_is_away_is_said_and_breaks_nothing() -> None:
-    def away() -> Any:
-        raise LedgerUnavailable("gone")
+def away() -> Any:
+    raise LedgerUnavailable("gone")
 
+
+def test_a_ledger_that_is_away_is_said_and_breaks_nothing() -> None:
     text = generate_latest(registry(away, WatchMetrics(Settings(name="digits")), "digits")).decode()
     assert "perennial_ledger_up 0.0" in text
     assert "perennial_verdict" not in text
+
+
+def test_with_a_schedule_the_next_check_is_due_at_its_next_time() -> None:
+    hourly = Settings(name="digits", monitor={"schedule": "0 * * * *"})  # type: ignore[arg-type]
+    noon = datetime(2026, 3, 4, 12, 20, tzinfo=UTC)
+    assert next_check(hourly, noon) == datetime(2026, 3, 4, 13, 0, tzinfo=UTC)
+    text = generate_latest(registry(away, WatchMetrics(hourly), "digits")).decode()
+    assert "\nperennial_check_interval_seconds 3600.0\n" in text

@@ -149,9 +149,7 @@ def test_where_nobody_checks_although_something_comes_in_it_says_so(ledger: sa.E
     assert "is `perennial watch` running?" in found["sentence"]
 
 
-def test_with_a_schedule_a_check_is_overdue_once_two_of_its_times_have_passed(
-    ledger: sa.Engine, home: object
-) -> None:
+def test_with_a_schedule_a_check_is_overdue_once_two_of_its_times_have_passed(ledger: sa.Engine, home: object) -> None:
     hourly = load_settings(name=NAME, monitor={"schedule": "0 * * * *"})
     check(ledger)
     now = datetime.now(UTC)

@@ -22,4 +22,4 @@ def test_a_port_that_the_service_itself_has_is_well(shared_server: Server) -> No
     assert other[0].level == "problem"
     assert f"another Perennial: colours {version}" in other[0].found
     assert "set serve.port = " in other[0].mend
-    assert ports.watcher_at(port) is None
+    assert ports.watcher_at("127.0.0.1", port) is None
