@@ -86,7 +86,7 @@ function options(name, place) {
   return {
     width: place.clientWidth || 600,
     height: HEIGHT,
-    padding: [18, 8, 0, 0],
+    padding: [18, 24, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: "ops" }, y: false, drag: { x: false, y: false }, points: { size: 6 } },
     scales: { x: { range: () => [charts.get(name).found.span.from, charts.get(name).found.span.to] }, y: { range: (_, low, high) => charts.get(name).found.range(low, high) } },
@@ -129,6 +129,7 @@ function marks(plot) {
   ctx.save();
   ctx.font = `${10.5 * devicePixelRatio}px system-ui, sans-serif`;
   ctx.textBaseline = "bottom";
+  ctx.textAlign = "left";
   for (const each of [...deployments].reverse()) {
     const x = Math.round(plot.valToPos(each.x, "x", true)) + 0.5;
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
@@ -232,7 +233,7 @@ function accuracy({ checks, check }) {
   const of = (kind, part) => stepped(found, (each) => each[kind]?.[part]);
   const [kinds, latest] = [["accuracy_labels", "accuracy_estimated"], checks.at(-1)];
   const lowest = Math.min(1, ...checks.flatMap((each) => kinds.map((kind) => each[kind]?.low ?? 1)));
-  const line = (label, name, dash) => ({ label, stroke: () => colour(name), width: 2, dash, points: { show: checks.length < 60, size: 5 } });
+  const line = (label, name, dash) => ({ label, stroke: () => colour(name), width: 2, dash, points: { show: () => charts.get("accuracy").found.few, size: 5 } });
   const edge = (label) => ({ label, stroke: "transparent", width: 0, points: { show: false } });
   let said = "No check in this time.";
   if (latest) {
@@ -244,12 +245,13 @@ function accuracy({ checks, check }) {
   const [labels, guesses] = [of("accuracy_labels", "value"), of("accuracy_estimated", "value")];
   return {
     said,
+    few: checks.length < 60,
     empty: [...labels, ...guesses].some((each) => each !== null && each !== undefined) ? null : checks.length ? "No labels and no estimate in this time" : "No checks in this time",
     data: [x, of("accuracy_labels", "high"), of("accuracy_labels", "low"), of("accuracy_estimated", "high"), of("accuracy_estimated", "low"), guesses, labels],
     series: [edge("high"), edge("low"), edge("estimated high"), edge("estimated low"), line("estimated", "--c2", [6, 4]), line("by labels", "--c1")],
     bands: [{ series: [1, 2], fill: () => faint("--c1", 16) }, { series: [3, 4], fill: () => faint("--c2", 13) }],
     range: () => [Math.max(0, Math.floor(lowest * 20 - 0.4) / 20), 1.005],
-    axis: (each) => (each > 1.001 ? "" : `${Math.round(100 * each)} %`),
+    axis: (each) => (each > 1.001 ? "" : `${Math.round(100 * each)}\u00a0%`),
     legend: [
       { name: "by labels", stroke: "--c1", values: labels, say: percent },
       { name: "estimated", stroke: "--c2", dash: [6, 4], values: guesses, say: percent },
@@ -272,10 +274,11 @@ function drift({ checks, check }) {
   const alarmed = names.filter((name) => check.families[name].alarm).map(familyTitle);
   const every = [...new Set(checks.flatMap((each) => Object.keys(each.scores)))];
   return {
-    said: !checks.length ? "No check in this time." : alarmed.length ? `Alarm in ${alarmed.join(", ")}. A family's score is drawn in units of what counts as drift: 1 is the dashed line.` : "No alarm in the last check. A family's score is drawn in units of what counts as drift: 1 is the dashed line.",
+    said: !checks.length ? "No check in this time." : alarmed.length ? `Alarm: ${alarmed.join(", ")}. Scores are drawn in units of what counts as drift, the dashed line.` : "No alarm in the last check. Scores are drawn in units of what counts as drift, the dashed line.",
     empty: names.length ? null : checks.length ? "Too little to test in this time" : "No checks in this time",
     data: [x, ...values],
-    series: names.map((name) => ({ label: name, stroke: () => colour(FAMILIES[name][1]), width: 1.8, dash: FAMILIES[name][2], points: { show: checks.length < 3, size: 5 } })),
+    series: names.map((name) => ({ label: name, stroke: () => colour(FAMILIES[name][1]), width: 1.8, dash: FAMILIES[name][2], points: { show: () => charts.get("drift").found.few, size: 5 } })),
+    few: checks.length < 3,
     line: 1,
     range: (_, high) => [0, Math.max(1.3, (high || 0) * 1.06)],
     axis: (each) => plain(each),

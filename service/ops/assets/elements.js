@@ -93,8 +93,8 @@ export function refreshTimes() {
 const whole = new Intl.NumberFormat("en");
 export const count = (number) => whole.format(number);
 export const counted = (number, one, many = `${one}s`) => `${whole.format(number)} ${number === 1 ? one : many}`;
-/** A share in 0..1 as `97.1 %`; a sure thing has no digits. */
-export const percent = (share, digits = 1) => `${(100 * share).toFixed(share === 1 || share === 0 ? 0 : digits)} %`;
+/** A share in 0..1 as `97.1 %` on one line; a sure thing has no digits. */
+export const percent = (share, digits = 1) => `${(100 * share).toFixed(share === 1 || share === 0 ? 0 : digits)}\u00a0%`;
 /** A score: three digits that matter. */
 export const plain = (number) => (Math.abs(number) >= 100 ? number.toFixed(0) : Number(number.toPrecision(3)).toString());
 /** `collection_fault` as people write it. */

@@ -10,6 +10,7 @@ import { TryIt } from "./tryit.js";
 const VISIBLE = 5; // seconds between two looks
 const HIDDEN = 60;
 const LONGEST = 60; // after errors
+const KEPT = 1_100; // milliseconds: the service reads an overview anew after a second
 
 const $ = (id) => document.getElementById(id);
 let hours = 24;
@@ -152,7 +153,7 @@ $("deploy-form").addEventListener("submit", async (event) => {
     const done = await send(path, { reason: $("deploy-reason").value.trim() }, { scope: "admin" });
     dialog.close();
     notice(`${done.version} is live now.`);
-    soon();
+    setTimeout(soon, KEPT); // what the service would say now may be of before
   } catch (problem) {
     if (problem.aboutKey && overview.needs_key.admin) {
       keys.set("admin", null);

@@ -53,7 +53,7 @@ function hero({ name, state, live, check }) {
     el("div", {}, pill(tone, title), el("p.headline", {}, sentence(state, check)),
       live ? el("p.quiet.small", {}, "Version ", el("code", {}, live.version), `, live since ${moment(live.deployed_at, true)}: ${live.reason} (${live.actor})`) : null),
     accuracy ? el("div", {}, el("div.big", {}, (100 * accuracy.value).toFixed(1), el("small", {}, " %")),
-      el("p.quiet.small", {}, `accuracy ${how}; 95 % interval ${percent(accuracy.low)} to ${percent(accuracy.high)}`),
+      el("p.quiet.small", {}, `accuracy ${how}; 95\u00a0% interval ${percent(accuracy.low)} to ${percent(accuracy.high)}`),
       track(accuracy, low), el("div.scale", { "aria-hidden": "true" }, el("span", {}, percent(low, 0)), el("span", {}, "100 %"))) : null);
 }
 
@@ -79,14 +79,14 @@ function lastCheck(check) {
   const { start, end, rows } = check.window;
   const families = Object.entries(check.families);
   return [
-    el("p", {}, pill(tone, capital(words(check.verdict))), ` ${meaning}.`),
+    el("p", {}, pill(tone, check.verdict === "ok" ? "OK" : capital(words(check.verdict))), ` ${meaning}.`),
     check.causes.length ? el("ul.causes", {}, check.causes.map((each) => el("li", {}, el("b", {}, capital(words(each.cause))), `: ${each.why}`))) : null,
     check.retrain ? el("p", {}, el("b", {}, check.retrain.due ? "Retrain: " : "No retrain: "), check.retrain.why, ".") : null,
     el("dl.facts", {},
       fact("Checked", since(check.at)), fact("Images", count(rows)),
       start && end ? fact("From", `${moment(start)} to ${moment(end)}`) : null,
       fact("State", words(check.state ?? "")), fact("Version", el("code", {}, check.version))),
-    families.length ? el("div.wide", {}, el("table", {},
+    families.length ? el("div.wide.narrow", { tabindex: 0, role: "region", "aria-label": "Families" }, el("table", {},
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Family"), el("th.n", { scope: "col" }, "Score"), el("th.n", { scope: "col" }, "Counts from"), el("th", { scope: "col" }, "Says"))),
       el("tbody", {}, families.map(([name, family]) => el("tr", {},
         el("th", { scope: "row" }, familyTitle(name)),
@@ -145,7 +145,7 @@ function underway({ watch, rollout, new_labels: fresh }) {
 function models(found) {
   if (!found.length) return el("p.quiet", {}, "No model yet: ", el("code", {}, "perennial train DATA"));
   const low = Math.max(0, Math.floor(Math.min(1, ...found.map((each) => each.accuracy?.low ?? 1)) * 10 - 0.5) / 10);
-  return el("div.wide", {}, el("table.stack", {},
+  return el("div.wide", { tabindex: 0, role: "region", "aria-label": "Models" }, el("table.stack", {},
     el("thead", {}, el("tr", {}, ["Version", "Status", "Held-out accuracy", "", "Strategy", "Made"].map((each) => el("th", { scope: "col" }, each)), el("th", { scope: "col" }, el("span.hidden", {}, "Actions")))),
     el("tbody", {}, found.map((each) => el("tr", { "data-key": each.version },
       el("th", { scope: "row" }, el("code", {}, each.version), each.parent ? el("div.quiet.small", {}, "from ", el("code", {}, each.parent)) : null),
