@@ -53,7 +53,7 @@ def scene(label: str, seed: int, *, dark: bool = False) -> bytes:
                 draw.ellipse((x + dx - 24, y + dy - 24, x + dx + 24, y + dy + 24), fill=(198, 34, 52))
                 draw.ellipse((x + dx - 12, y + dy - 15, x + dx - 4, y + dy - 7), fill=(240, 150, 160))
     image = image.filter(ImageFilter.GaussianBlur(1.2))
-    pixels = np.asarray(image) * (0.3 if dark else 1.0) + rng.normal(0, 7, (160, 160, 3))
+    pixels = np.asarray(image) * (0.3 if dark else 1.0) + rng.normal(0, 2, (160, 160, 3))
     buffer = io.BytesIO()
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

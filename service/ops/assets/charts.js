@@ -72,7 +72,10 @@ function show(name) {
     chart.plot = new uPlot(options(name, place), found.data, place);
     const canvas = place.querySelector("canvas");
     canvas.setAttribute("role", "img");
-    new ResizeObserver(() => chart.plot?.setSize({ width: place.clientWidth, height: HEIGHT })).observe(place);
+    if (!place.dataset.observed) {
+      place.dataset.observed = "true";
+      new ResizeObserver(() => charts.get(name).plot?.setSize({ width: place.clientWidth, height: HEIGHT })).observe(place);
+    }
   } else {
     chart.plot.setData(found.data);
   }

@@ -136,8 +136,10 @@ export class Tray {
     this.next();
   }
 
+  /** On to the first one that was neither labelled nor skipped. */
   next() {
-    this.at += 1;
+    const fresh = this.images.findIndex((each) => each.given === undefined);
+    this.at = fresh < 0 ? this.images.length : fresh;
     this.other = false;
     this.wanted = "";
     if (this.images.length - this.at < FEW && !this.dry) this.more().then(() => this.draw());

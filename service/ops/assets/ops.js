@@ -21,7 +21,10 @@ let timer = 0;
 let lastSeen = null;
 let looking = null;
 
+let keyFor = null;
+
 function needsKey(scope, problem) {
+  keyFor = scope;
   $("key").hidden = false;
   $("key-why").textContent = `${{ read: "Reading", predict: "Classifying an image", feedback: "Labelling" }[scope]} needs a key here: ${problem.message}.`;
 }
@@ -64,7 +67,7 @@ function render() {
   show(overview, $("events-filter").value);
   draw(overview);
   tryIt.classes = overview.live?.classes ?? [];
-  if (overview.needs_key.read === false) $("key").hidden = true;
+  if (keyFor === "read") $("key").hidden = true; // it was read
 }
 
 /** The last picture stays, greyed, with what is wrong above it. */
