@@ -68,7 +68,7 @@ class Example:
             "predicted": self.predicted,
             "confidence": self.confidence,
             "label": self.label,
-            "stands_out": self.stands_out,
+            "stands_out": list(self.stands_out) if self.stands_out is not None else None,
             "nearest": [
                 {"digest": each.digest, "label": each.label, "predicted": each.predicted} for each in self.nearest
             ],
