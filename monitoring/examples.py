@@ -60,7 +60,7 @@ class Example:
     nearest: tuple[Neighbour, ...]
 
     def document(self) -> dict[str, Any]:
-        """For programs: without what only a page shows."""
+        """For programs, and for the operations page."""
         return {
             "prediction_id": self.prediction_id,
             "why": str(self.why),
@@ -68,6 +68,10 @@ class Example:
             "predicted": self.predicted,
             "confidence": self.confidence,
             "label": self.label,
+            "stands_out": list(self.stands_out) if self.stands_out is not None else None,
+            "nearest": [
+                {"digest": each.digest, "label": each.label, "predicted": each.predicted} for each in self.nearest
+            ],
         }
 
 

@@ -235,7 +235,7 @@ def _check(row: CheckRow) -> dict[str, Any]:
         "causes": detail.get("causes", []),
         "window": row.window,
         "families": {
-            family: {"score": found["score"], "alarm": found["alarm"], "skipped": found.get("skipped")}
+            family: {key: found.get(key) for key in ("score", "alarm", "floor", "skipped")}
             for family, found in detail.get("families", {}).items()
         },
         "accuracy": detail.get("accuracy"),

@@ -14,6 +14,13 @@ _SCRIPT, _STYLE = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
 ASSETS: Final = {
     "/ops": ("ops.html", "text/html; charset=utf-8", "The operations page."),
     "/ops/ops.js": ("ops.js", _SCRIPT, "Its script."),
+    "/ops/calls.js": ("calls.js", _SCRIPT, "Its calls on the service."),
+    "/ops/elements.js": ("elements.js", _SCRIPT, "Its elements and words."),
+    "/ops/charts.js": ("charts.js", _SCRIPT, "Its timelines."),
+    "/ops/sections.js": ("sections.js", _SCRIPT, "Its sections."),
+    "/ops/labelling.js": ("labelling.js", _SCRIPT, "Its labelling tray."),
+    "/ops/tryit.js": ("tryit.js", _SCRIPT, "Its field to try an image in."),
+    "/ops/icon.svg": ("icon.svg", "image/svg+xml", "Its icon."),
     "/ops/ops.css": ("ops.css", _STYLE, "Its style."),
     "/ops/uplot.js": ("uplot.js", _SCRIPT, "The charts' library, uPlot."),
     "/ops/uplot.css": ("uplot.css", _STYLE, "The charts' style."),

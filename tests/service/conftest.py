@@ -251,8 +251,8 @@ def wait(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
     return False
 
 
-def make_world(home: Path, *, database_url: str = "") -> World:
-    settings = load_settings(home=home, database_url=database_url, name="colours")
+def make_world(home: Path, *, database_url: str = "", name: str = "colours") -> World:
+    settings = load_settings(home=home, database_url=database_url, name=name)
     return World(home, settings, open_ledger(settings.ledger_url), Storage(settings.blobs_url))
 
 

@@ -1,0 +1,278 @@
+// The labelling tray: one image at a time, an answer by a key or a button, sent until it has arrived.
+
+import { Problem, ask, preload, relative, send } from "./calls.js";
+import { count, counted, el, notice, percent, redraw, since } from "./elements.js";
+import { shot } from "./sections.js";
+
+const SHELF = "perennial.labels"; // what has not arrived yet, so that reloading the page loses nothing
+const KEYS = "123456789abcdefghijklmopqrtvwxyz"; // without N, S and U
+const FEW = 5; // images left: ask for more
+const ASK = 20;
+const MOST = 100;
+
+/** Sends labels in order, again and again until each has arrived or is refused for good. */
+export class Outbox {
+  constructor(changed, needsKey) {
+    this.waiting = JSON.parse(sessionStorage.getItem(SHELF) ?? "[]");
+    this.trouble = null;
+    this.arrived = 0;
+    this.changed = changed;
+    this.needsKey = needsKey;
+    this.busy = false;
+    addEventListener("beforeunload", (event) => { if (this.waiting.length) event.preventDefault(); });
+    if (this.waiting.length) this.flush();
+  }
+
+  add(prediction_id, label) {
+    this.waiting.push({ prediction_id, label, source: "ops" });
+    this.keep();
+    this.flush();
+  }
+
+  keep() {
+    sessionStorage.setItem(SHELF, JSON.stringify(this.waiting));
+    this.changed();
+  }
+
+  async flush() {
+    if (this.busy) return;
+    this.busy = true;
+    let pause = 1;
+    while (this.waiting.length) {
+      try {
+        await send("v1/feedback", this.waiting[0]);
+        this.arrived += 1;
+      } catch (problem) {
+        if (!(problem instanceof Problem)) throw problem;
+        this.trouble = problem;
+        if (problem.aboutKey) {
+          this.needsKey("feedback", problem);
+          break;
+        }
+        if (problem.passing) {
+          this.keep();
+          pause = Math.min(30, Math.max(problem.retryAfter ?? 0, 2 * pause));
+          await new Promise((done) => setTimeout(done, 1000 * pause));
+          continue;
+        }
+        notice(`“${this.waiting[0].label}” was not taken: ${problem.message}`, "bad");
+      }
+      this.trouble = null;
+      pause = 1;
+      this.waiting.shift();
+      this.keep();
+    }
+    this.busy = false;
+    this.changed();
+  }
+}
+
+export class Tray {
+  constructor(place, outbox) {
+    this.place = place;
+    this.outbox = outbox;
+    this.open = false;
+    this.classes = [];
+    this.images = []; // all that were shown or will be, `at` the one in sight; `given` is its label, "" where it was skipped
+    this.at = 0;
+    this.known = new Set();
+    this.other = false;
+    this.wanted = "";
+    this.said = "";
+    place.addEventListener("keydown", (event) => this.key(event));
+    place.addEventListener("click", (event) => this.click(event));
+    place.addEventListener("input", (event) => { if (event.target.id === "label-find") { this.wanted = event.target.value; this.draw(); } });
+    place.addEventListener("submit", (event) => this.submit(event));
+    this.draw();
+  }
+
+  async start() {
+    this.open = true;
+    this.said = "Looking for images …";
+    this.draw();
+    this.focus();
+    await this.more();
+    this.draw();
+    this.focus();
+  }
+
+  /** Ask for images that were not shown yet. Those that were skipped come again with each answer, so more are asked for. */
+  async more() {
+    if (this.asking) return;
+    this.asking = true;
+    try {
+      const skipped = this.images.filter((each) => !each.given).length;
+      const found = await ask(`v1/labels/queue?count=${Math.min(MOST, ASK + skipped + this.outbox.waiting.length)}`);
+      this.classes = found.classes;
+      this.version = found.version;
+      const fresh = found.images.filter((each) => !this.known.has(each.prediction_id));
+      for (const each of fresh) this.known.add(each.prediction_id);
+      this.images.push(...fresh);
+      this.dry = !fresh.length;
+      this.said = "";
+    } catch (problem) {
+      this.said = `The queue cannot be read: ${problem.message}`;
+      this.dry = true;
+      if (problem.status === 401) this.outbox.needsKey("read", problem);
+    } finally {
+      this.asking = false;
+    }
+  }
+
+  get current() {
+    return this.images[this.at];
+  }
+
+  give(label) {
+    if (!this.current) return;
+    this.current.given = label;
+    this.outbox.add(this.current.prediction_id, label);
+    this.next();
+  }
+
+  skip() {
+    if (!this.current) return;
+    this.current.given ??= "";
+    this.next();
+  }
+
+  /** On to the first one that was neither labelled nor skipped. */
+  next() {
+    const fresh = this.images.findIndex((each) => each.given === undefined);
+    this.at = fresh < 0 ? this.images.length : fresh;
+    this.other = false;
+    this.wanted = "";
+    if (this.images.length - this.at < FEW && !this.dry) this.more().then(() => this.draw());
+    this.draw();
+    this.focus();
+  }
+
+  back() {
+    if (!this.at) return;
+    this.at -= 1;
+    this.other = false;
+    this.draw();
+    this.focus();
+  }
+
+  focus() {
+    this.place.querySelector(".tray")?.focus({ preventScroll: true });
+  }
+
+  key(event) {
+    if (!this.open || event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.matches("input, textarea, select");
+    if (event.key === "Escape" && (this.other || typing)) {
+      this.other = false;
+      this.wanted = "";
+      this.draw();
+      this.focus();
+    } else if (typing) {
+      return;
+    } else if (event.key === "Enter") {
+      if (event.target.matches("button, summary, a")) return; // it is pressed
+      if (this.current) this.give(this.current.predicted);
+    } else if (event.key === "ArrowRight" || event.key === "s" || event.key === "S") {
+      this.skip();
+    } else if (event.key === "ArrowLeft" || event.key === "u" || event.key === "U") {
+      this.back();
+    } else if (event.key === "n" || event.key === "N") {
+      this.name();
+    } else {
+      const label = event.key.length === 1 ? this.classes[KEYS.indexOf(event.key.toLowerCase())] : undefined;
+      if (label === undefined || !this.current) return;
+      this.give(label);
+    }
+    event.preventDefault();
+  }
+
+  name() {
+    if (!this.current) return;
+    this.other = true;
+    this.draw();
+    document.getElementById("label-other").focus();
+  }
+
+  click(event) {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const { label, act } = button.dataset;
+    if (label !== undefined) this.give(label);
+    else if (act === "start") this.start();
+    else if (act === "accept") this.give(this.current.predicted);
+    else if (act === "skip") this.skip();
+    else if (act === "back") this.back();
+    else if (act === "other") this.name();
+    else if (act === "again") { this.dry = false; this.start(); }
+    else if (act === "stop") { this.open = false; this.draw(); this.place.querySelector("button").focus(); }
+  }
+
+  submit(event) {
+    event.preventDefault();
+    if (event.target.id === "label-other-form") {
+      const label = document.getElementById("label-other").value.trim();
+      if (label) this.give(label);
+    } else {
+      const first = this.chosen()[0];
+      if (first !== undefined) this.give(first);
+    }
+  }
+
+  chosen() {
+    const wanted = this.wanted.trim().toLowerCase();
+    return wanted ? this.classes.filter((each) => each.toLowerCase().includes(wanted)) : this.classes;
+  }
+
+  draw() {
+    redraw(this.place, this.status(), this.open ? this.tray() : this.closed());
+    if (this.images[this.at + 1]) preload(this.images[this.at + 1].image);
+  }
+
+  closed() {
+    return el("div", { "data-key": "closed" },
+      el("p.quiet", {}, "Labels tell how accurate the model really is, and are what it learns from. Half of the images are drawn at random, half are those it was least sure of."),
+      el("p", {}, el("button.primary", { type: "button", "data-act": "start" }, "Start labelling")));
+  }
+
+  status() {
+    const { waiting, trouble, arrived } = this.outbox;
+    const given = this.images.filter((each) => each.given).length;
+    const skipped = this.images.filter((each) => each.given === "").length;
+    const parts = [`${count(given)} labelled`, skipped ? `${count(skipped)} skipped` : null, `${counted(Math.max(0, this.images.length - this.at), "image")} to go`].filter(Boolean);
+    return [
+      el("p.small.quiet", { role: "status", "data-key": "progress" }, this.open && this.images.length ? `${parts.join(", ")}.` : "", arrived && !waiting.length ? " All sent." : ""),
+      waiting.length && trouble ? el("div.unsent", { "data-key": "unsent" }, el("p", { role: "alert" }, `${counted(waiting.length, "label")} not sent yet: ${trouble.message}. ${trouble.aboutKey ? "They go out once there is a key." : "They are kept, and tried again."}`)) : null,
+    ];
+  }
+
+  tray() {
+    const image = this.current;
+    if (!image) {
+      const said = this.said || (this.asking ? "Looking for more …" : "Nothing is left to label: every captured image of the latest window has a label or was skipped.");
+      return el("div", { "data-key": "empty" }, el("div.tray", { tabindex: -1, role: "group", "aria-label": "Labelling" },
+        el("div", {}, el("p", {}, said), el("div.row", {},
+          el("button", { type: "button", "data-act": "again" }, "Look again"),
+          this.at ? el("button", { type: "button", "data-act": "back" }, "Back to the last one") : null,
+          el("button", { type: "button", "data-act": "stop" }, "Close")))));
+    }
+    const given = image.given || null;
+    return el("div.tray", { tabindex: -1, role: "group", "data-key": "tray", "aria-label": `Labelling: the model says ${image.predicted}, ${percent(image.confidence, 0)} sure` },
+      shot(relative(image.image), "The image to label", "this picture cannot be shown"),
+      el("div", { "data-key": "answers" },
+        el("p", {}, "The model says ", el("b", {}, image.predicted), `, ${percent(image.confidence, 0)} sure.`, given ? [" You said ", el("b", {}, given), "."] : null),
+        el("p.small.quiet", {}, image.chosen === "random" ? "Drawn at random; came in " : "One of those it was least sure of; came in ", since(image.at), "."),
+        this.classes.length > 12 ? el("form", { id: "label-find-form", "data-key": "find" }, el("label", { for: "label-find" }, "Find a class"), el("input", { id: "label-find", type: "search", autocomplete: "off" })) : null,
+        el("div.classes", { "data-key": "classes", role: "group", "aria-label": "Classes" }, this.chosen().slice(0, 200).map((label) => {
+          const key = KEYS[this.classes.indexOf(label)];
+          return el(label === image.predicted ? "button.answer" : "button", { type: "button", "data-label": label, "data-key": `class ${label}`, "aria-pressed": given === label ? "true" : null, "aria-keyshortcuts": key },
+            key ? el("kbd", { "aria-hidden": "true" }, key.toUpperCase()) : null, el("span", {}, label), label === image.predicted ? el("kbd", { "aria-hidden": "true" }, "↵") : null);
+        })),
+        this.other ? el("form", { id: "label-other-form", "data-key": "other" }, el("label", { for: "label-other" }, "A label that is no class"), el("div.row", {}, el("input", { id: "label-other", maxlength: 200, required: true, autocomplete: "off" }), el("button", {}, "Save"))) : null,
+        el("div.row", { "data-key": "acts" },
+          act("skip", "Skip", "S"), act("back", "Back", "U", !this.at), act("other", "No class …", "N"), el("button", { type: "button", "data-act": "stop" }, "Close"))));
+  }
+}
+
+function act(name, text, key, disabled = false) {
+  return el("button", { type: "button", "data-act": name, "aria-keyshortcuts": key, disabled }, text, " ", el("kbd", { "aria-hidden": "true" }, key));
+}
