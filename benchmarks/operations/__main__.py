@@ -13,8 +13,6 @@ would take what they need themselves.
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import shutil
 import tempfile
 import threading
@@ -28,10 +26,9 @@ import httpx
 import numpy as np
 
 from benchmarks.operations import history
-from benchmarks.resilience.server import IMAGE, Figure, Server, say, serving
+from benchmarks.resilience.server import IMAGE, Figure, Server, say, serving, write
 from benchmarks.serving import material, wrk
 from benchmarks.serving.material import NAME, Bodies, Material
-from benchmarks.serving.summary import processor
 from benchmarks.transfer import RESULTS, hardware
 from perennial.bundle import upload_bundle
 from perennial.ledger import deployments, models, open_ledger
@@ -73,12 +70,7 @@ def main() -> None:
     for figure in figures:
         say(f"{figure.experiment:<11} {figure.metric:<58} {figure.value:>10.3f} {figure.unit}")
     if chosen.write:
-        with chosen.out.open("w", encoding="utf-8", newline="") as file:
-            file.write(f"# hardware: {processor()}, {os.cpu_count()} cores; load average {os.getloadavg()[2]:.1f}\n")
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["experiment", "metric", "value", "unit"])
-            writer.writerows([each.experiment, each.metric, f"{each.value:.4f}", each.unit] for each in figures)
-        say(f"wrote {chosen.out}")
+        write(figures, chosen.out)
 
 
 @contextmanager

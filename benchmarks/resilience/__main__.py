@@ -13,8 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +20,8 @@ from typing import Final
 
 from benchmarks.resilience.faults import database, disk, kills
 from benchmarks.resilience.overload import overload
-from benchmarks.resilience.server import IMAGE, Figure, say
+from benchmarks.resilience.server import IMAGE, Figure, say, write
 from benchmarks.serving import material
-from benchmarks.serving.summary import processor
 from benchmarks.transfer import RESULTS, hardware
 
 EXPERIMENTS: Final = ("kills", "database", "disk", "overload")
@@ -59,13 +56,7 @@ def main() -> None:
                 say(f"{figure.experiment:<10} {figure.metric:<40} {figure.value:>12.3f} {figure.unit}")
             figures += found
     if chosen.write:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        with chosen.out.open("w", encoding="utf-8", newline="") as file:
-            file.write(f"# hardware: {processor()}, {os.cpu_count()} cores\n")
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["experiment", "metric", "value", "unit"])
-            writer.writerows([each.experiment, each.metric, f"{each.value:.4f}", each.unit] for each in figures)
-        say(f"wrote {chosen.out}")
+        write(figures, chosen.out)
 
 
 if __name__ == "__main__":

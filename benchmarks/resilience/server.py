@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import secrets
 import signal
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import httpx
 import psutil
 
 from benchmarks.serving.material import environment
+from benchmarks.serving.summary import processor
 
 IMAGE: Final = "640x480"
 _CLIENTS: Final = 8
@@ -33,6 +35,17 @@ class Figure:
     metric: str
     value: float
     unit: str
+
+
+def write(figures: Sequence[Figure], out: Path) -> None:
+    """As CSV, with the machine in a first line."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"# hardware: {processor()}, {os.cpu_count()} cores; load average {os.getloadavg()[2]:.1f}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["experiment", "metric", "value", "unit"])
+        writer.writerows([each.experiment, each.metric, f"{each.value:.4f}", each.unit] for each in figures)
+    say(f"wrote {out}")
 
 
 @dataclass

@@ -12,8 +12,6 @@ takes.
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import resource
 import subprocess
 import sys
@@ -27,11 +25,10 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.resilience.server import Figure, say, serving
+from benchmarks.resilience.server import Figure, say, serving, write
 from benchmarks.retraining.world import World, perennial, prepare
 from benchmarks.serving import wrk
 from benchmarks.serving.material import Bodies, environment
-from benchmarks.serving.summary import processor
 from benchmarks.transfer import RESULTS, hardware
 
 _CLIENTS: Final = 8
@@ -80,13 +77,7 @@ def main() -> None:
     for figure in figures:
         say(f"{figure.metric:<52} {figure.value:>10.3f} {figure.unit}")
     if chosen.write:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        with chosen.out.open("w", encoding="utf-8", newline="") as file:
-            file.write(f"# hardware: {processor()}, {os.cpu_count()} cores; load average {os.getloadavg()[2]:.1f}\n")
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["experiment", "metric", "value", "unit"])
-            writer.writerows([each.experiment, each.metric, f"{each.value:.4f}", each.unit] for each in figures)
-        say(f"wrote {chosen.out}")
+        write(figures, chosen.out)
 
 
 def _round(world: World, seconds: float) -> Round:
