@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -39,14 +40,16 @@ def show_live(settings: Settings, seconds: float) -> None:
     if not terminal.is_terminal:
         raise InvalidParameter("--watch draws on a terminal, and stdout is none: use --json, or neither of the two")
     view = StatusView(settings)
+    stopping = threading.Event()
+    # Not by KeyboardInterrupt: raised where an object is just being released, Python only remarks on it and goes on.
+    before = signal.signal(signal.SIGINT, lambda *_: stopping.set())
     try:
         with Live(console=terminal, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-            while True:
+            while not stopping.is_set():
                 live.update(view.look(), refresh=True)
-                time.sleep(seconds)
-    except KeyboardInterrupt:
-        return
+                stopping.wait(seconds)
     finally:
+        signal.signal(signal.SIGINT, before)
         view.close()
 
 

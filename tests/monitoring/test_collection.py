@@ -16,7 +16,7 @@ from monitoring.check import run_check
 from monitoring.collection import MOST_ENTRIES, examine
 from monitoring.composition import Collection
 from monitoring.decode_failures import NONE_FAILED, Failures, read_failures, unreadable
-from monitoring.metrics import registry
+from monitoring.watch_metrics import WatchMetrics, registry
 from monitoring.window import Reference, Window, window_of
 from perennial import ledger
 from perennial.ids import new_id
@@ -253,7 +253,7 @@ def test_uploads_that_cannot_be_read_are_a_fault_of_collection(
     failures = check.document()["collection"]["failures"]
     assert (failures["images"], failures["uploads"], failures["share"]) == (75, 375, 0.2)
     assert not check.retrain.due
-    page = generate_latest(registry(lambda: engine, watched_settings.name)).decode()
+    page = generate_latest(registry(lambda: engine, WatchMetrics(watched_settings), watched_settings.name)).decode()
     assert 'perennial_window_decode_failures{reason="truncated-image"} 60.0' in page
     assert 'perennial_window_decode_failures{reason="empty-image"} 0.0' in page
 
