@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import numpy as np
@@ -36,14 +36,15 @@ from perennial.settings import load_settings
 from perennial.storage import Storage
 
 DATABASES: Final = ("sqlite", "postgresql")
-_READS: Final = 30
+_READS: Final = 15
 _PAINTS: Final = 10
 _PAGES: Final = 10
 _POLL_SECONDS: Final = 5.0  # as service/ops/assets/ops.js
 _CACHE_SECONDS: Final = 1.05
 _CLIENTS: Final = 8
-_PAINT: Final = "performance.getEntriesByName('first-contentful-paint')[0]"
-_DATA: Final = "performance.getEntriesByType('resource').find(each => each.name.includes('/v1/overview'))"
+_PAINT: Final = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+_DATA: Final = "performance.getEntriesByType('resource').find(each => each.name.includes('/v1/overview'))?.duration"
+_PAINT_SECONDS: Final = 30.0
 
 
 def main() -> None:
@@ -138,20 +139,23 @@ def _paints(kind: str, server: Server) -> list[Figure]:
         for _ in range(_PAINTS + 1):
             page = browser.new_context().new_page()  # nothing is kept of the visit before
             page.goto(f"{server.url}/ops")
-            page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
-            page.wait_for_function(
-                "performance.getEntriesByType('resource').some(e => e.name.includes('/v1/overview'))"
-            )
-            paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-            data.append(
-                page.evaluate(
-                    "performance.getEntriesByType('resource').find(e => e.name.includes('/v1/overview')).duration"
-                )
-            )
+            for entry, found in ((_PAINT, paints), (_DATA, data)):
+                found.append(_once_there(page, entry))
             page.context.close()
         browser.close()
     # The first visit starts the browser.
     return [*_times(kind, "/ops, first paint", paints[1:]), *_times(kind, "/ops, its data", data[1:])]
+
+
+def _once_there(page: Any, expression: str) -> float:
+    """What the page says, once it says it. Asked again from here: its own policy lets nothing wait inside it."""
+    deadline = time.monotonic() + _PAINT_SECONDS
+    while time.monotonic() < deadline:
+        found = page.evaluate(expression)
+        if found is not None:
+            return float(found)
+        time.sleep(0.02)
+    raise SystemExit(f"the page painted nothing within {_PAINT_SECONDS:g} s")
 
 
 def _beside(kind: str, server: Server, bodies: Bodies, rounds: int, seconds: float) -> list[Figure]:
