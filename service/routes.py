@@ -191,7 +191,8 @@ async def list_events(desk: Desk, request: Request) -> dict[str, Any]:
 
 async def overview(desk: Desk, request: Request) -> Response:
     hours = _whole(request, "hours", DEFAULT_HOURS, low=1, high=MOST_HOURS)
-    found = await _in_ledger(desk, lambda engine: desk.overview.get(engine, hours))
+    anew = "no-cache" in request.headers.get("cache-control", "")
+    found = await _in_ledger(desk, lambda engine: desk.overview.get(engine, hours, anew=anew))
     headers = {"ETag": found.etag, "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == found.etag:
         return Response(status_code=304, headers=headers)

@@ -6,13 +6,17 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
+from perennial.settings import load_settings
 from perennial.storage import reference_key
 from perennial.thumbnails import thumbnail
+from service.ops.overview import Overview
 from service.ops.page import ASSETS, pages
 from service.ops.pictures import SIDE
 from tests.service.conftest import Server, make_world, picture, serving, wait
@@ -39,6 +43,33 @@ def test_the_overview_has_what_came_in_and_says_nothing_twice(server: Server) ->
     again = server.http.get("/v1/overview", headers={"If-None-Match": found.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert len(server.http.get("/v1/overview?hours=6").json()["traffic"]["answered"]) == 180
+
+
+def test_reading_the_overview_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, read = 100.0, list[tuple[float, int]]()
+
+    def slow(_engine: object, _settings: object, hours: int) -> dict[str, Any]:
+        nonlocal now
+        read.append((now, hours))
+        now += 0.05
+        return {"at": str(now), "state": {"sentence": ""}}
+
+    monkeypatch.setattr("perennial.overview.read", slow)
+    kept = Overview(load_settings(), {}, clock=lambda: now)
+    engine = sa.create_engine("sqlite://")
+    for spans in ([24], [24, 168, 720]):
+        read.clear()
+        began = now
+        while now < began + 120:  # ten pages, each asks every five seconds
+            kept.get(engine, spans[len(read) % len(spans)])
+            now += 0.5
+        share = 0.05 * len(read) / (now - began)
+        assert 0.015 < share <= 0.026
+    now, seen = now + 1.5, len(read)
+    kept.get(engine, read[-1][1], anew=True)
+    assert len(read) == seen + 1  # the others would have been given the one that is kept
+    kept.get(engine, read[-1][1], anew=True)
+    assert len(read) == seen + 1  # a second is as new as it gets
 
 
 @pytest.mark.parametrize("path", ["overview?hours=0", "overview?hours=721", "overview?hours=x", "labels/queue?count=0"])

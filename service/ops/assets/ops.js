@@ -10,7 +10,7 @@ import { TryIt } from "./tryit.js";
 const VISIBLE = 5; // seconds between two looks
 const HIDDEN = 60;
 const LONGEST = 60; // after errors
-const KEPT = 1_100; // milliseconds: the service reads an overview anew after a second
+const KEPT = 1_100; // milliseconds: an overview that is asked for anew may still be a second old
 
 const $ = (id) => document.getElementById(id);
 let hours = 24;
@@ -34,11 +34,13 @@ const outbox = new Outbox(() => tray?.draw(), needsKey);
 tray = new Tray($("label-body"), outbox);
 const tryIt = new TryIt($("try-body"), outbox, needsKey);
 
-async function look() {
+/** `anew` asks for what is true now; without it the service may give an answer that is some seconds old. */
+async function look({ anew = false } = {}) {
   clearTimeout(timer);
   const turn = (looking = Symbol("a look"));
   try {
-    const response = await call(`v1/overview?hours=${hours}`, { headers: etag ? { "If-None-Match": etag } : {} });
+    const headers = { ...(etag && { "If-None-Match": etag }), ...(anew && { "Cache-Control": "no-cache" }) };
+    const response = await call(`v1/overview?hours=${hours}`, { headers });
     const found = response.status === 304 ? null : await response.json();
     if (turn !== looking) return;
     if (found) {
@@ -88,11 +90,11 @@ function updated() {
 function soon() {
   failures = 0;
   etag = null;
-  look();
+  look({ anew: true });
 }
 
 document.addEventListener("visibilitychange", () => { if (document.visibilityState === "visible") look(); });
-addEventListener("online", look);
+addEventListener("online", () => look());
 setInterval(refreshTimes, 15_000);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
