@@ -23,8 +23,9 @@ from training.captures import Captures
 from training.challenger import next_strategy
 from training.listing import list_folder, list_manifest
 from training.material import REFERENCE_ROWS
-from training.retrain import labels_needed, lease_name
+from training.retrain import lease_name
 from training.situation import fresh_since, new_labels_of, read_situation
+from training.trial import labels_needed
 
 
 @dataclass(frozen=True, slots=True)

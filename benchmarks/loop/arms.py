@@ -105,7 +105,7 @@ def drift_fires(site: Site) -> Asked:
     def judge(*_: object, **__: object) -> GateDecision:
         return GateDecision("pass", "there is no gate", (), None, None, (), {}, None, None)
 
-    with patch.multiple("training.retrain", evaluate=evaluate, judge=judge):
+    with patch.multiple("training.trial", evaluate=evaluate, judge=judge):
         return _retrained(site, check)
 
 
@@ -123,7 +123,7 @@ def perennial(site: Site) -> Asked:
 
 def warm(site: Site) -> Asked:
     """As Perennial, gate and all, but a challenger's last stages are fine-tuned from the last model's weights."""
-    with patch.multiple("training.retrain", make_challenger=_from_the_last(site)):
+    with patch.multiple("training.trial", make_challenger=_from_the_last(site)):
         return perennial(site)
 
 

@@ -276,9 +276,10 @@ def test_sigterm_takes_the_running_check_along(
             assert not os.path.exists(f"/proc/{child}")
 
 
-def test_the_watcher_imports_nothing_heavy() -> None:
+def test_the_watcher_and_what_asks_whether_a_retrain_is_due_import_nothing_heavy() -> None:
     probe = (
         "import sys; import commands.watch, monitoring.watch_metrics, training.due, apscheduler.schedulers.background; "
+        "import commands.retrain, training.retrain; "
         "print([name for name in ('evidently', 'pandas', 'sklearn', 'scipy', 'torch', 'bentoml') "
         "if name in sys.modules])"
     )

@@ -32,6 +32,7 @@ import training.challenger
 import training.fit
 import training.publish
 import training.retrain
+import training.trial
 from perennial.bundle import Bundle, new_version, open_bundle, write_bundle
 from perennial.ledger import EventKind, deployments, events, models
 from perennial.progress import Step
@@ -123,13 +124,13 @@ AROUND_TRAINING: Final[dict[str, Call | At]] = {
     "after it is written that it started": Call(events, "add", before=False, kind=EventKind.RETRAIN_STARTED),
     "reading images": At("reading images", end=True),
     "a bundle with half of its files on disk": Call(perennial.bundle, "_flush", nth=3),
-    "a whole bundle that nobody knows": Call(training.retrain, "publish"),
+    "a whole bundle that nobody knows": Call(training.trial, "publish"),
     "half of a bundle in storage": Call(perennial.storage.os, "replace", nth=3),
     "a bundle on its way into the model store": Call(training.publish.shutil, "copytree", before=False),
     "a bundle in the model store, not in the ledger": Call(models, "register"),
     "a bundle in the ledger": Call(models, "register", before=False),
     "judging": At("judging"),
-    "judged": Call(training.retrain, "judge", before=False),
+    "judged": Call(training.trial, "judge", before=False),
     "before the gate's event": Call(events, "add", kind=EventKind.GATE_PASSED),
     "after the gate's event": Call(events, "add", before=False, kind=EventKind.GATE_PASSED),
     "amid the transaction that deploys": Call(deployments.events, "append", before=False, kind=EventKind.DEPLOYED),

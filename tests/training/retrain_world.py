@@ -29,7 +29,8 @@ from perennial.storage import Storage, capture_key, sha256
 from training import datasets
 from training.fit import FitRequest, fit
 from training.publish import publish
-from training.retrain import RetrainResult, retrain
+from training.retrain import retrain
+from training.retrain_run import RetrainResult
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 190, 70), "red": (220, 50, 40)}
 CLASSES = tuple(COLOURS)
