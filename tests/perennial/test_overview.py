@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from perennial import overview
+from perennial import model_state, overview
 from perennial.bundle import Bundle
 from perennial.ids import new_id
 from perennial.ledger import EventKind, checks, deployments, events, models, predictions, rejected_images, traffic
@@ -177,4 +177,4 @@ def test_of_many_checks_evenly_as_many_and_the_newest(ledger: sa.Engine) -> None
     ("seconds", "words"), [(5, "just now"), (180, "3 min ago"), (7200, "2 h ago"), (300_000, "3 days ago")]
 )
 def test_how_long_ago_in_words(seconds: float, words: str) -> None:
-    assert overview.ago(seconds) == words
+    assert model_state.ago(seconds) == words
