@@ -194,7 +194,8 @@ def _watch(engine: sa.Engine, settings: Settings) -> document.OpenWatch | None:
 
 
 def _rollout(engine: sa.Engine, settings: Settings, running: Rollout) -> document.OpenRollout:
-    progress = rollout_progress.read(engine, running)
+    needed = settings.rollout.rows
+    progress = rollout_progress.read(engine, running, needed)
     return document.OpenRollout(
         version=running.challenger,
         champion=running.champion,
@@ -204,7 +205,7 @@ def _rollout(engine: sa.Engine, settings: Settings, running: Rollout) -> documen
         share=running.share,
         since=running.at.isoformat(),
         answered=progress.answered,
-        of=settings.rollout.rows,
+        of=needed,
         agreed=progress.agreed,
         faults=progress.faults,
     )

@@ -192,8 +192,9 @@ class OpenWatch:
 @dataclass(frozen=True, slots=True)
 class OpenRollout:
     """A challenger that goes live in stages. `stage` in words is number `number` of `stages`; the challenger answers
-    `share` of the traffic, and has answered `answered` different images in this stage, of `of` that it needs. In the
-    shadow it said the same as the champion on `agreed` of them. `faults`: it failed to answer."""
+    `share` of the traffic, and has answered `answered` different images in this stage, of `of` that it needs; counted
+    are its first answers, twice as many and at most 2,000. In the shadow it said the same as the champion on `agreed`
+    of them. `faults`: it failed to answer."""
 
     version: str
     champion: str

@@ -12,8 +12,8 @@ from perennial.ledger.connect import reading
 from perennial.ledger.rollouts import SHADOW, Rollout
 from perennial.ledger.schema import predictions, shadow_answers
 
-#: So many of its first answers in a stage are counted; a stage needs far fewer.
-MOST: Final = 5_000
+#: Answers that are looked at, whatever a stage needs: each is read from a wide row.
+_MOST: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,18 @@ class Progress:
     faults: int
 
 
-def read(engine: sa.Engine, rollout: Rollout) -> Progress:
-    """Raises LedgerUnavailable."""
-    first = first_id(rollout.at)
+def read(engine: sa.Engine, rollout: Rollout, needed: int) -> Progress:
+    """Among the first answers of the stage, twice as many as the images it needs: some images come again.
+
+    Raises:
+        LedgerUnavailable: the database does not answer.
+    """
+    first, most = first_id(rollout.at), min(_MOST, 2 * needed)
     shown = (
         sa.select(shadow_answers.c.prediction_id, shadow_answers.c.label, shadow_answers.c.fault)
         .where(shadow_answers.c.version == rollout.challenger, shadow_answers.c.prediction_id >= first)
         .order_by(shadow_answers.c.prediction_id)
-        .limit(MOST)
+        .limit(most)
         .subquery()
     )
     with reading(engine) as connection:
@@ -51,7 +55,7 @@ def read(engine: sa.Engine, rollout: Rollout) -> Progress:
             sa.select(predictions.c.image_digest)
             .where(predictions.c.model_version == rollout.challenger, predictions.c.id >= first)
             .order_by(predictions.c.id)
-            .limit(MOST)
+            .limit(most)
             .subquery()
         )
         count = connection.execute(sa.select(sa.func.count(given.c.image_digest.distinct()))).scalar_one()

@@ -312,6 +312,7 @@ def test_it_says_when_the_server_or_the_ledger_is_away_and_recovers(told: Scene,
         page.evaluate(LOOK)
         expect(page.locator("#away")).to_contain_text("The server does not answer. What you see is of")
         assert page.locator("main").get_attribute("class") == "old"
+        assert serious(page) == []
         expect(page.locator(".headline")).to_be_visible()
         page.context.set_offline(False)
         expect(page.locator("#away")).to_be_hidden()
@@ -430,6 +431,7 @@ def test_of_many_classes_one_is_found_by_its_letters(told: Scene, chromium: Brow
         page.keyboard.type("oak")
         expect(page.locator(".classes button span")).to_have_text(["oak", "oak gall", "red oak"])
         expect(hint).to_have_text("3 classes found. Enter answers oak.")
+        assert serious(page) == []
         page.keyboard.press("Enter")
         expect(field).to_be_focused()  # who types one types the next
         expect(field).to_have_value("")
@@ -594,6 +596,8 @@ def test_a_key_for_reading_is_asked_for_and_pictures_come_with_it(told: Scene, c
         page.route("**/v1/images/*", guard)
         page.reload()
         expect(page.locator("#key")).to_contain_text("Reading needs a key here: this call needs a key")
+        expect(page.locator("#away")).to_be_hidden()
+        assert serious(page) == []
         page.get_by_label("Key", exact=True).fill(told.key)
         page.get_by_role("button", name="Use it").click()
         page.wait_for_selector("#models-body table")
