@@ -6,7 +6,8 @@ import { shot } from "./sections.js";
 
 const SHELF = "perennial.labels"; // what has not arrived yet, so that reloading the page loses nothing
 const KEYS = "123456789abcdefghijklmopqrtvwxyz"; // without N, S and U
-const MANY = 12; // classes: from here on they can be found by their letters
+const MANY = 12; // classes: more are answered by their letters, as nobody knows so many keys
+const TOUCHED = matchMedia("(pointer: coarse)"); // where a field with the focus calls up a keyboard
 const SHOWN = 200; // classes at once
 const BEHIND = 200; // images that one can go back to
 const FEW = 5; // images left: ask for more
@@ -106,6 +107,7 @@ export class Tray {
     this.focus();
     await this.more();
     this.draw();
+    this.finding = this.classes.length > MANY && !TOUCHED.matches;
     this.focus();
   }
 
@@ -211,7 +213,7 @@ export class Tray {
       this.wanted = "";
       this.draw();
       this.focus();
-    } else if (typing) {
+    } else if (typing && !(event.key.startsWith("Arrow") && event.target.id === "label-find" && !event.target.value)) {
       return;
     } else if (event.key === "Enter") {
       if (event.target.matches("button, summary, a")) return; // it is pressed
@@ -317,13 +319,13 @@ export class Tray {
           el("button", { type: "button", "data-act": "stop" }, "Close")))));
     }
     const given = image.given || null;
-    const [found, byEnter] = [this.chosen(), this.byEnter()];
+    const [found, byEnter, many] = [this.chosen(), this.byEnter(), this.classes.length > MANY];
     return el("div.tray", { tabindex: -1, role: "group", "data-key": "tray", "aria-label": `Labelling: the model says ${image.predicted}, ${percent(image.confidence, 0)} sure` },
       shot(relative(image.image), "The image to label", "this picture cannot be shown"),
       el("div", { "data-key": "answers" },
         el("p", {}, "The model says ", el("b", {}, image.predicted), `, ${percent(image.confidence, 0)} sure.`, given ? [" You said ", el("b", {}, given), "."] : null),
         el("p.small.quiet", {}, image.chosen === "random" ? "Drawn at random; came in " : "One of those it was least sure of; came in ", since(image.at), "."),
-        this.classes.length > MANY ? el("form", { id: "label-find-form", "data-key": "find" },
+        many ? el("form", { id: "label-find-form", "data-key": "find" },
           el("label", { for: "label-find" }, "Find a class ", el("kbd", { "aria-hidden": "true" }, "/")),
           el("input", { id: "label-find", type: "search", autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/", "aria-describedby": "label-found" }),
           el("p.small.quiet", { id: "label-found", role: "status" }, byEnter === undefined ? "No class has these letters. Esc, then N, names a new one." : `${this.wanted.trim() ? `${counted(found.length, "class", "classes")} found. ` : `${counted(found.length, "class", "classes")}. Type some letters of one. `}Enter answers ${byEnter}.`)) : null,
@@ -335,10 +337,11 @@ export class Tray {
         found.length > SHOWN ? el("p.small.quiet", { "data-key": "more" }, `and ${counted(found.length - SHOWN, "class", "classes")} more: type to find them`) : null,
         this.other ? el("form", { id: "label-other-form", "data-key": "other" }, el("label", { for: "label-other" }, "A label that is no class"), el("div.row", {}, el("input", { id: "label-other", maxlength: 200, required: true, autocomplete: "off" }), el("button", {}, "Save"))) : null,
         el("div.row", { "data-key": "acts" },
-          act("skip", "Skip", "S"), act("back", "Back", "U", !this.at), act("other", "No class …", "N"), el("button", { type: "button", "data-act": "stop" }, "Close"))));
+          act("skip", "Skip", many ? "→" : "S"), act("back", "Back", many ? "←" : "U", !this.at), act("other", "No class …", "N"), el("button", { type: "button", "data-act": "stop" }, "Close"))));
   }
 }
 
 function act(name, text, key, disabled = false) {
-  return el("button", { type: "button", "data-act": name, "aria-keyshortcuts": key, disabled }, text, " ", el("kbd", { "aria-hidden": "true" }, key));
+  const named = { "→": "ArrowRight", "←": "ArrowLeft" }[key] ?? key;
+  return el("button", { type: "button", "data-act": name, "aria-keyshortcuts": named, disabled }, text, " ", el("kbd", { "aria-hidden": "true" }, key));
 }
