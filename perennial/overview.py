@@ -7,12 +7,15 @@ them, and of a long document (a manifest, a check, a gate's decision) only the p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from perennial import event_wording, schedule
+from perennial import event_wording
+from perennial import overview_document as document
+from perennial.bundle import Estimate
+from perennial.intervals import accuracy_interval
 from perennial.ledger import (
     EventKind,
     checks,
@@ -20,6 +23,7 @@ from perennial.ledger import (
     events,
     models,
     new_classes,
+    rollout_progress,
     rollouts,
     traffic,
     watches,
@@ -27,6 +31,8 @@ from perennial.ledger import (
 from perennial.ledger.checks import CheckRow
 from perennial.ledger.deployments import Deployment
 from perennial.ledger.events import Event
+from perennial.ledger.rollouts import Rollout
+from perennial.model_state import state
 from perennial.settings import Settings
 
 MOST_HOURS: Final = 720
@@ -36,15 +42,10 @@ _MODELS: Final = 30
 _EVENTS: Final = 40
 _DEPLOYMENTS: Final = 100
 _CLASSES: Final = 1000
-#: No check for so many times its interval (or two of its scheduled times): nobody is looking.
-_STALE: Final = 3.0
-#: A retrain is under way from the first of these to one of the others.
-_RETRAINING: Final = EventKind.RETRAIN_STARTED
-_ENDED: Final = (EventKind.GATE_PASSED, EventKind.GATE_REFUSED, EventKind.RETRAIN_FAILED)
 
 
 def read(engine: sa.Engine, settings: Settings, hours: int, now: datetime | None = None) -> dict[str, Any]:
-    """The overview as JSON (docs/http.md lists its fields), of the last `hours`.
+    """`perennial.overview_document.Overview` of the last `hours`, as JSON has it.
 
     Raises:
         LedgerUnavailable: the database does not answer.
@@ -59,215 +60,163 @@ def read(engine: sa.Engine, settings: Settings, hours: int, now: datetime | None
     check = next(iter(checks.latest(engine, name, model_version=live.version)), None) if live else None
     newest = events.newest(engine, name, _EVENTS)
     answered = traffic.answered(engine, versions, start, bucket, buckets)
-    rolled_out = rollouts.running(engine, name)
+    rejected = traffic.rejected(engine, versions, start, bucket, buckets)
+    running = rollouts.running(engine, name)
     undone = _undone(engine, name, history)
-    return {
-        "name": name,
-        "at": now.isoformat(),
-        "state": state(live, check, newest, settings, now, busy=any(answered[-2:])),
-        "live": _live(live, live_card) if live is not None and live_card is not None else None,
-        "traffic": {
-            "start": start.isoformat(),
-            "bucket_seconds": int(bucket.total_seconds()),
-            "answered": answered,
-            "rejected": traffic.rejected(engine, versions, start, bucket, buckets),
-        },
-        "checks": [_check_in_short(row) for row in checks.between(engine, name, start, _CHECKS)],
-        "deployments": [
-            {
-                "id": entry.id,
-                "at": entry.at.isoformat(),
-                "version": entry.version,
-                "reason": entry.reason,
-                "actor": entry.actor,
-                "rolled_back": entry.event_id in undone,
-            }
-            for entry in history
-            if entry.at >= start
-        ][-_DEPLOYMENTS:],
-        "check": _check(check) if check is not None else None,
-        "watch": _watch(engine, settings) if settings.retrain.watch_labels else None,
-        "rollout": {
-            "version": rolled_out.challenger,
-            "stage": event_wording.stage_title(rolled_out.current),
-            "since": rolled_out.at.isoformat(),
-        }
-        if rolled_out is not None
-        else None,
-        "new_labels": _new_labels(engine, settings, live_card.classes if live_card else ()),
-        "models": [_model(card, live, history, undone, newest) for card in cards],
-        "events": [
-            {
-                "id": event.id,
-                "at": event.at.isoformat(),
-                "kind": str(event.kind),
-                "what": event_wording.what(event),
-                "why": event_wording.why(event),
-            }
-            for event in newest
-        ],
-    }
+    return document.plain(
+        document.Overview(
+            name=name,
+            at=now.isoformat(),
+            state=state(live, check, newest, settings, now, busy=any(answered[-2:])),
+            live=_live(live, live_card) if live is not None and live_card is not None else None,
+            traffic=document.Traffic(start.isoformat(), int(bucket.total_seconds()), answered, rejected),
+            checks=[_listed_check(row) for row in checks.between(engine, name, start, _CHECKS)],
+            deployments=[_listed_deployment(entry, undone) for entry in history if entry.at >= start][-_DEPLOYMENTS:],
+            check=_check(check) if check is not None else None,
+            watch=_watch(engine, settings) if settings.retrain.watch_labels else None,
+            rollout=_rollout(engine, settings, running) if running is not None else None,
+            new_labels=_new_labels(engine, settings, live_card.classes if live_card else ()),
+            models=[_listed_model(card, _status(card.version, history, undone, newest, running)) for card in cards],
+            events=[_listed_event(event) for event in newest],
+        )
+    )
 
 
-def state(
-    live: Deployment | None,
-    check: CheckRow | None,
-    newest: Sequence[Event],
-    settings: Settings,
-    now: datetime,
-    *,
-    busy: bool,
-) -> dict[str, Any]:
-    """One sentence that says whether somebody has to do something, with what it is made of.
-
-    Args:
-        check: the latest one of the live version.
-        newest: the latest events, newest first.
-        busy: whether anything has come in lately; a model that nobody asks need not be checked.
-    """
-    if live is None:
-        sentence = f"No model named {settings.name!r} is live yet: perennial train DATA"
-        return {"tone": "caution", "model_state": "none", "since": None, "stale": False, "sentence": sentence}
-    found = (check.detail.get("state") or "healthy") if check is not None else "unchecked"
-    last = check.at if check is not None else live.at
-    stale = busy and now > _overdue(settings, last)
-    since = _since(found, live, newest)
-    started = next((event for event in newest if event.kind in (_RETRAINING, *_ENDED)), None)
-    if started is not None and started.kind is _RETRAINING:
-        found, since = "retraining", started.at
-    tone = {"healthy": "good", "drifting": "bad"}.get(found, "caution")
-    if stale:
-        tone = "bad"
-    said = {
-        "healthy": "Healthy",
-        "suspected": "Drift suspected",
-        "drifting": f"Drifting ({check.verdict})" if check is not None else "Drifting",
-        "retraining": "Retraining",
-        "unchecked": "Serving, not checked yet",
-    }[found]
-    parts = [f"{said} since {since:%d %b, %H:%M} UTC", *_accuracy_words(check)]
-    if check is not None:
-        parts.append(f"last check {ago((now - check.at).total_seconds())}")
-    if stale:
-        parts.append("nobody is checking: is `perennial watch` running?")
-    return {
-        "tone": tone,
-        "model_state": found,
-        "since": since.isoformat(),
-        "stale": stale,
-        "sentence": "; ".join(parts) + ("" if stale else "."),
-    }
+def _live(live: Deployment, card: models.Card) -> document.LiveModel:
+    classes = list(card.classes[:_CLASSES])
+    return document.LiveModel(
+        live.version, live.at.isoformat(), live.reason, live.actor, card.backbone, classes, _estimate(card.accuracy)
+    )
 
 
-def _overdue(settings: Settings, last: datetime) -> datetime:
-    """When a check should have come at the latest, after one at that moment."""
-    if not settings.monitor.schedule:
-        return last + timedelta(seconds=_STALE * settings.monitor.interval)
-    due = schedule.first_after(settings.monitor.schedule, last)
-    return schedule.first_after(settings.monitor.schedule, due)
+def _estimate(found: Mapping[str, Any] | None) -> Estimate | None:
+    return Estimate(value=found["value"], low=found["low"], high=found["high"]) if found else None
 
 
-def ago(seconds: float) -> str:
-    """`just now`, `3 min ago`, `5 h ago`, `12 days ago`."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return "just now"
-    if minutes < 90:
-        return f"{minutes} min ago"
-    hours = round(minutes / 60)
-    return f"{hours} h ago" if hours < 48 else f"{round(hours / 24)} days ago"
-
-
-def _since(found: str, live: Deployment, newest: Sequence[Event]) -> datetime:
-    kinds = (EventKind.DRIFT_OPENED,) if found == "drifting" else (EventKind.DRIFT_CLOSED, EventKind.CHECK_CHANGED)
-    if found == "unchecked":
-        return live.at
-    moment = next((event.at for event in newest if event.kind in kinds), live.at)
-    return max(moment, live.at)
-
-
-def _accuracy_words(check: CheckRow | None) -> list[str]:
-    accuracy = (check.detail.get("accuracy") or {}) if check is not None else {}
-    by_labels, estimated = accuracy.get("labels"), accuracy.get("estimated")
-    if by_labels:
-        return [f"accuracy {by_labels['value']:.2f} by {accuracy.get('labelled', 0):,} labels"]
-    if estimated:
-        return [f"accuracy {estimated['value']:.2f}, estimated"]
-    return ["accuracy not known"]
-
-
-def _live(live: Deployment, card: models.Card) -> dict[str, Any]:
-    return {
-        "version": live.version,
-        "deployed_at": live.at.isoformat(),
-        "reason": live.reason,
-        "actor": live.actor,
-        "backbone": card.backbone,
-        "classes": list(card.classes[:_CLASSES]),
-        "accuracy_held_out": card.accuracy,
-    }
-
-
-def _check_in_short(row: checks.Told) -> dict[str, Any]:
+def _listed_check(row: checks.Told) -> document.ListedCheck:
     accuracy = row.accuracy
-    return {
-        "id": row.id,
-        "at": row.at.isoformat(),
-        "version": row.model_version,
-        "verdict": row.verdict,
-        "rows": row.rows,
-        "labelled": accuracy.get("labelled", 0),
-        "accuracy_labels": accuracy.get("labels"),
-        "accuracy_estimated": accuracy.get("estimated"),
-        "withheld": accuracy.get("withheld"),
-        "scores": dict(row.scores),
-    }
+    return document.ListedCheck(
+        id=row.id,
+        at=row.at.isoformat(),
+        version=row.model_version,
+        verdict=row.verdict,
+        rows=row.rows,
+        labelled=accuracy.get("labelled", 0),
+        accuracy_labels=_estimate(accuracy.get("labels")),
+        accuracy_estimated=_estimate(accuracy.get("estimated")),
+        withheld=accuracy.get("withheld"),
+        scores=dict(row.scores),
+    )
 
 
-def _check(row: CheckRow) -> dict[str, Any]:
+def _listed_deployment(entry: Deployment, undone: frozenset[int]) -> document.ListedDeployment:
+    back = entry.event_id in undone
+    return document.ListedDeployment(entry.id, entry.at.isoformat(), entry.version, entry.reason, entry.actor, back)
+
+
+def _listed_event(event: Event) -> document.ListedEvent:
+    said = event_wording
+    return document.ListedEvent(event.id, event.at.isoformat(), event.kind, said.what(event), said.why(event))
+
+
+def _check(row: CheckRow) -> document.LatestCheck:
     detail = row.detail
-    return {
-        "id": row.id,
-        "at": row.at.isoformat(),
-        "version": row.model_version,
-        "verdict": row.verdict,
-        "state": detail.get("state"),
-        "causes": detail.get("causes", []),
-        "window": row.window,
-        "families": {
-            family: {key: found.get(key) for key in ("score", "alarm", "floor", "skipped")}
-            for family, found in detail.get("families", {}).items()
+    retrain = detail.get("retrain")
+    return document.LatestCheck(
+        id=row.id,
+        at=row.at.isoformat(),
+        version=row.model_version,
+        verdict=row.verdict,
+        state=detail.get("state"),
+        causes=[
+            document.Cause(each["cause"], each["why"], list(each.get("columns", ())))
+            for each in detail.get("causes", ())
+        ],
+        window=document.CheckedWindow(row.window["rows"], row.window.get("start"), row.window.get("end")),
+        families={
+            name: document.FamilyScore(
+                found.get("score"), bool(found.get("alarm")), found.get("floor"), found.get("skipped")
+            )
+            for name, found in detail.get("families", {}).items()
         },
-        "accuracy": detail.get("accuracy"),
-        "retrain": detail.get("retrain"),
-        "report": row.report_url is not None,
-        "examples": [_example(row.model_version, each) for each in detail.get("examples", [])],
-    }
+        accuracy=_accuracies(detail["accuracy"]) if detail.get("accuracy") else None,
+        retrain=document.RetrainAdvice(retrain["due"], retrain["why"]) if retrain else None,
+        report=row.report_url is not None,
+        examples=[_example(row.model_version, each) for each in detail.get("examples", ())],
+    )
 
 
-def _example(version: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    nearest = [
-        {**neighbour, "image": f"/v1/references/{version}/{neighbour['digest']}"}
-        for neighbour in found.get("nearest", [])
-    ]
-    rest = {key: value for key, value in found.items() if key not in ("image_url", "nearest")}
-    return {**rest, "image": f"/v1/images/{found['prediction_id']}", "nearest": nearest}
+def _accuracies(found: Mapping[str, Any]) -> document.Accuracies:
+    return document.Accuracies(
+        labels=_estimate(found.get("labels")),
+        labelled=found.get("labelled", 0),
+        estimated=_estimate(found.get("estimated")),
+        reference=_estimate(found.get("reference")),
+        withheld=found.get("withheld"),
+    )
 
 
-def _watch(engine: sa.Engine, settings: Settings) -> dict[str, Any] | None:
+def _example(version: str, found: Mapping[str, Any]) -> document.Example:
+    stands_out = found.get("stands_out")
+    return document.Example(
+        prediction_id=found["prediction_id"],
+        why=found["why"],
+        drift=found["drift"],
+        predicted=found["predicted"],
+        confidence=found["confidence"],
+        label=found.get("label"),
+        stands_out=(stands_out[0], stands_out[1]) if stands_out else None,
+        image=f"/v1/images/{found['prediction_id']}",
+        nearest=[
+            document.Neighbour(
+                each["digest"], each["label"], each["predicted"], f"/v1/references/{version}/{each['digest']}"
+            )
+            for each in found.get("nearest", ())
+        ],
+    )
+
+
+def _watch(engine: sa.Engine, settings: Settings) -> document.OpenWatch | None:
     watch = watches.open_watch(engine, settings.name)
     if watch is None:
         return None
     tally = watches.tally(engine, watch)
-    return {"compared_with": watch.before, "of": settings.retrain.watch_labels, **tally.document()}
+    return document.OpenWatch(
+        compared_with=watch.before,
+        of=settings.retrain.watch_labels,
+        labelled=tally.labelled,
+        rows=tally.rows,
+        live=accuracy_interval(tally.live, tally.rows),
+        before=accuracy_interval(tally.before, tally.rows),
+        only_live=tally.only_live,
+        only_before=tally.only_before,
+    )
 
 
-def _new_labels(engine: sa.Engine, settings: Settings, classes: Sequence[str]) -> dict[str, Any]:
+def _rollout(engine: sa.Engine, settings: Settings, running: Rollout) -> document.OpenRollout:
+    needed = settings.rollout.rows
+    progress = rollout_progress.read(engine, running, needed)
+    return document.OpenRollout(
+        version=running.challenger,
+        champion=running.champion,
+        stage=event_wording.stage_title(running.current),
+        number=running.stage + 1,
+        stages=len(running.stages),
+        share=running.share,
+        since=running.at.isoformat(),
+        answered=progress.answered,
+        of=needed,
+        agreed=progress.agreed,
+        faults=progress.faults,
+    )
+
+
+def _new_labels(engine: sa.Engine, settings: Settings, classes: Sequence[str]) -> document.NewLabels:
     needed = settings.retrain.new_class_labels
     if not classes or not needed:
-        return {"images": {}, "needed": needed, "classes": []}
+        return document.NewLabels({}, needed, [])
     found = new_classes.find(engine, settings.name, classes, needed)
-    return {"images": dict(found.images), "needed": found.at_least, "classes": list(found.classes)}
+    return document.NewLabels(dict(found.images), found.at_least, list(found.classes))
 
 
 def _undone(engine: sa.Engine, name: str, history: Sequence[Deployment]) -> frozenset[int]:
@@ -276,37 +225,35 @@ def _undone(engine: sa.Engine, name: str, history: Sequence[Deployment]) -> froz
     return frozenset(event.id for event in events.by_id(engine, name, ids) if event.kind is EventKind.ROLLED_BACK)
 
 
-def _model(
-    card: models.Card,
-    live: Deployment | None,
+def _listed_model(card: models.Card, status: document.Status) -> document.ListedModel:
+    return document.ListedModel(
+        version=card.version,
+        created_at=card.created_at.isoformat(),
+        parent=card.parent,
+        live=status == "live",
+        status=status,
+        strategy=card.strategy,
+        accuracy=_estimate(card.accuracy),
+        why=card.why,
+    )
+
+
+def _status(
+    version: str,
     history: Sequence[Deployment],
     undone: frozenset[int],
     newest: Sequence[Event],
-) -> dict[str, Any]:
-    return {
-        "version": card.version,
-        "created_at": card.created_at.isoformat(),
-        "parent": card.parent,
-        "live": live is not None and live.version == card.version,
-        "status": _status(card.version, history, undone, newest),
-        "strategy": card.strategy,
-        "accuracy": card.accuracy,
-        "why": card.why,
-    }
-
-
-def _status(version: str, history: Sequence[Deployment], undone: frozenset[int], newest: Sequence[Event]) -> str:
+    running: Rollout | None,
+) -> document.Status:
     """In a word, as far as the latest events tell; a model's story (`perennial models show`) has all of it."""
+    if running is not None and running.challenger == version:
+        return "rolling out"
     places = [at for at, entry in enumerate(history) if entry.version == version]
     if places:
         if places[-1] == len(history) - 1:
             return "live"
         return "rolled back" if history[places[-1] + 1].event_id in undone else "replaced"
     last = next((event for event in newest if event.detail.get("version") == version), None)
-    if last is None:
-        return "never live"
-    if last.kind is EventKind.GATE_REFUSED:
+    if last is not None and last.kind is EventKind.GATE_REFUSED:
         return "waiting" if (last.detail.get("gate") or {}).get("outcome") == "wait" else "refused"
-    return {EventKind.ROLLOUT_STARTED: "rolling out", EventKind.ROLLOUT_ADVANCED: "rolling out"}.get(
-        last.kind, "stopped" if last.kind is EventKind.ROLLOUT_STOPPED else "never live"
-    )
+    return "stopped" if last is not None and last.kind is EventKind.ROLLOUT_STOPPED else "never live"

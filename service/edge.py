@@ -10,6 +10,7 @@ they see.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import secrets
@@ -60,6 +61,11 @@ class Page:
     body: bytes
     etag: bytes = b""
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def etag_of(body: bytes) -> bytes:
+    """An entity tag that another body does not have."""
+    return b'"' + hashlib.sha256(body).hexdigest()[:32].encode() + b'"'
 
 
 class Edge:

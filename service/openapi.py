@@ -6,51 +6,48 @@ another one attacks a server by it.
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
+from perennial.errors import (
+    InvalidParameter,
+    NoLiveModel,
+    NothingToDo,
+    Overtaken,
+    PredictionPending,
+    TooSlow,
+    Unauthorized,
+    UnknownLabel,
+    UnknownModel,
+    UnknownPicture,
+    UnknownPrediction,
+)
 from perennial.images import FORMATS
+from perennial.json_body import json_body
 from perennial.overview import MOST_HOURS
 from perennial.settings_sections import ServeSettings
-from service import problems
-from service.edge import Page
+from service import openapi_errors as errors
+from service.edge import Page, etag_of
 from service.keys import Keyring
-from service.openapi_schemas import PREDICTION, PROBLEM, Schema, object_of, schemas
+from service.openapi_examples import ANSWERS, LABEL, METRICS
+from service.openapi_page import page_of
+from service.openapi_schemas import Schema, object_of, schemas
 from service.ops.page import ASSETS
 
 #: Paths that the Edge answers with a page.
 PAGES: Final = ("/", "/docs.json")
 
-_TITLES: Final = {
-    400: "Not an image that can be read, or not a request",
-    401: "A key is needed, and this one is missing, unknown or expired",
-    403: "Not allowed: by this key, from this address, or from a page of another origin",
-    404: "No such thing",
-    409: "Nothing to do, or another model went live meanwhile",
-    413: "Too many bytes, or too many pixels by the header",
-    414: "The URL is too long",
-    415: "An image type that is not read here",
-    422: "A parameter, form field or JSON body that is not what the call takes",
-    431: "The header is too large",
-    500: "A fault of the server; its log says more",
-    503: "Not now: full, no model live, inference starting again, or the ledger or the disk is away; `Retry-After` "
-    "says when to ask again",
-    504: "No answer in time",
-}
-_ALWAYS: Final = (400, 403, 414, 431, 500)  # anything may have a broken or too large header
 _IMAGE_TYPES: Final = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 
 
 def pages(serve: ServeSettings) -> dict[str, Page]:
     """What the Edge answers at `PAGES`."""
     whole = document(serve)
-    return {
-        "/": Page("text/html; charset=utf-8", _page(whole).encode()),
-        "/docs.json": Page("application/json", json.dumps(whole, ensure_ascii=False).encode()),
+    bodies = {
+        "/": ("text/html; charset=utf-8", page_of(whole).encode()),
+        "/docs.json": ("application/json", json_body(whole)),
     }
+    return {path: Page(media_type, body, etag_of(body)) for path, (media_type, body) in bodies.items()}
 
 
 def document(serve: ServeSettings) -> dict[str, Any]:
@@ -61,7 +58,7 @@ def document(serve: ServeSettings) -> dict[str, Any]:
         for operation in operations.values():
             if keyring.guards(path):
                 operation["security"] = [{"bearer": []}, {"header": []}]
-                operation["responses"]["401"] = _problem(401)
+                operation["responses"]["401"] = errors.responses([Unauthorized])["401"]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -75,6 +72,7 @@ def document(serve: ServeSettings) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas(),
+            **errors.components(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -130,43 +128,44 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
     predict = {
         "parameters": [top, x_source],
         "requestBody": {"required": True, "content": {**image, "multipart/form-data": {"schema": form}}},
+        **_curl("--data-binary @photo.jpg 'http://127.0.0.1:3000/v1/predict?top=2'"),
     }
+    scoring = (*errors.IMAGE, *errors.SCORING, InvalidParameter)
     formats = ", ".join(FORMATS)
     return {
         "/v1/predict": {
             "post": _operation(
                 "predict", f"Classify one image ({formats}): the raw body, or the field `image` of a form.",
-                "Prediction", (413, 415, 422, 503, 504), PREDICTION, predict,
+                "Prediction", scoring, predict,
             )
         },
         "/v1/predict/batch": {
             "post": _operation(
                 "predict_batch", "Classify many images; one that cannot be read fails alone.",
-                "Batch", (413, 422, 503, 504), {"results": [PREDICTION, {"error": PROBLEM}]},
+                "Batch", (*errors.BODY, *errors.SCORING),
                 {
                     "parameters": [top, x_source],
                     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": batch}}},
+                    **_curl("-F images=@photo.jpg -F images=@other.jpg http://127.0.0.1:3000/v1/predict/batch"),
                 },
             )
         },
         "/v1/feedback": {
             "post": _operation(
                 "feedback", "Say what the right answer was; of several labels for a prediction the last one counts.",
-                "Accepted", (404, 413, 422, 503, 504),
-                {"accepted": 1, "kept": 0, "unknown_predictions": [], "unknown_labels": []},
+                "Accepted", (UnknownPrediction, *errors.BODY, UnknownLabel, *errors.LEDGER, PredictionPending),
                 {
                     "requestBody": _json_body(
-                        {"oneOf": [label, {"type": "array", "items": label, "maxItems": 10_000}]},
-                        {"prediction_id": PREDICTION["prediction_id"], "label": "aster", "source": "Ann"},
+                        {"oneOf": [label, {"type": "array", "items": label, "maxItems": 10_000}]}, LABEL
                     )
                 },
             )
         },
-        "/v1/model": {"get": _operation("model", "The card of the live model.", "Model", (503, 504))},
-        "/v1/status": {"get": _operation("status", "What the monitor found last.", "Status", (503, 504))},
+        "/v1/model": {"get": _operation("model", "The card of the live model.", "Model", (NoLiveModel, TooSlow))},
+        "/v1/status": {"get": _operation("status", "What the monitor found last.", "Status", errors.LEDGER)},
         "/v1/events": {
             "get": _operation(
-                "events", "The audit trail, oldest first.", "Events", (422, 503, 504), None,
+                "events", "The audit trail, oldest first.", "Events", (InvalidParameter, *errors.LEDGER),
                 {
                     "parameters": [
                         _query("after", {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
@@ -176,21 +175,11 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
                 },
             )
         },
-        "/v1/overview": {
-            "get": _operation(
-                "overview", "Everything at a glance, as the page at `/ops` shows it.", "Overview", (422, 503, 504),
-                None, {
-                    "parameters": [
-                        _query("hours", {"type": "integer", "minimum": 1, "maximum": MOST_HOURS},
-                               "How far back traffic, checks and deployments go; 24 unless given.")
-                    ]
-                },
-            )
-        },
+        "/v1/overview": {"get": _overview()},
         "/v1/labels/queue": {
             "get": _operation(
                 "labels_queue", "What to label next: half drawn at random, half what the model was least sure of.",
-                "LabelsQueue", (422, 503, 504), None,
+                "LabelsQueue", (InvalidParameter, NoLiveModel, *errors.LEDGER),
                 {
                     "parameters": [
                         _query("count", {"type": "integer", "minimum": 1, "maximum": 100}, "20 unless given.")
@@ -199,90 +188,116 @@ def _paths(serve: ServeSettings) -> dict[str, dict[str, dict[str, Any]]]:
             )
         },
         "/v1/images/{prediction_id}": {
-            "get": _picture(
+            "get": _described(
                 "captured_image", "What the model saw of a captured image, small. Without any key for it, this machine "
-                "only.", {**which, "name": "prediction_id"}
+                "only.", {"image/jpeg": {}}, (UnknownPicture, InvalidParameter, NoLiveModel, *errors.LEDGER),
+                {"parameters": [{**which, "name": "prediction_id"}]},
             )
         },
         "/v1/references/{version}/{digest}": {
-            "get": _picture(
-                "reference_image", "A reference image that a check has shown, small. As captured images.", which,
-                {**which, "name": "digest", "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+            "get": _described(
+                "reference_image", "A reference image that a check has shown, small. As captured images.",
+                {"image/jpeg": {}}, (UnknownPicture, TooSlow),
+                {"parameters": [
+                    which, {**which, "name": "digest", "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
+                ]},
             )
         },
         "/v1/models/{version}/promote": {
             "post": _operation(
                 "promote", "Make a version live, without the gate. Needs an admin key, or this machine where there is "
-                "none.", "Deployment", (404, 409, 413, 422, 503, 504), None, {"parameters": [which], **deploying},
+                "none.", "Deployment", (UnknownModel, Overtaken, *errors.BODY, *errors.LEDGER),
+                {"parameters": [which], **deploying},
             )
         },
         "/v1/rollback": {
             "post": _operation(
                 "rollback", "Go back to the version before. Needs an admin key, or this machine where there is none.",
-                "Deployment", (404, 409, 413, 422, 503, 504), None, deploying,
+                "Deployment", (NothingToDo, Overtaken, *errors.BODY, *errors.LEDGER), deploying,
             )
         },
         "/classify": {
             "post": _operation(
-                "classify", "The same prediction for `bentoml.SyncHTTPClient`.",
-                "Prediction", (413, 415, 422, 503, 504), PREDICTION,
-                {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}},
+                "classify", "The same prediction for `bentoml.SyncHTTPClient`.", "Prediction", scoring,
+                {
+                    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+                    **_curl("-F image=@photo.jpg http://127.0.0.1:3000/classify"),
+                },
             )
         },
-        "/livez": {"get": _plain("livez", "The worker runs.", "text/plain", ())},
-        "/healthz": {"get": _plain("healthz", "The same.", "text/plain", ())},
-        "/readyz": {"get": _plain("readyz", "A verified model is loaded in this worker.", "text/plain", (503,))},
-        "/metrics": {"get": _plain("metrics", "Prometheus metrics.", "text/plain", ())},
-        "/schema.json": {"get": _plain("schema", "BentoML's own description of `/classify`.", "application/json", ())},
-        "/docs.json": {"get": _plain("docs", "This document.", "application/json", ())},
-        "/": {"get": _plain("page", "A page that lists the calls.", "text/html", ())},
+        "/livez": {"get": _plain("livez", "The worker runs.", "text/plain", "")},
+        "/healthz": {"get": _plain("healthz", "The same.", "text/plain", "")},
+        "/readyz": {
+            "get": _plain("readyz", "A verified model is loaded in this worker.", "text/plain", "", (NoLiveModel,))
+        },
+        "/metrics": {"get": _plain("metrics", "Prometheus metrics.", "text/plain", METRICS)},
+        "/schema.json": {
+            "get": _plain(
+                "schema", "BentoML's own description of `/classify`.", "application/json",
+                {"name": "Perennial", "type": "service", "routes": [{"name": "classify", "route": "/classify"}]},
+            )
+        },
+        "/docs.json": {
+            "get": _plain("docs", "This document.", "application/json", {"openapi": "3.1.0", "info": {}, "paths": {}})
+        },
+        "/": {"get": _plain("page", "A page that lists the calls.", "text/html")},
         **{
-            path: {"get": _plain(file.replace(".", "_"), said, media_type.split(";")[0], ())}
+            path: {"get": _plain(file.replace(".", "_"), said, media_type.split(";")[0])}
             for path, (file, media_type, said) in ASSETS.items()
         },
     }  # fmt: skip
 
 
+def _overview() -> dict[str, Any]:
+    hours = _query(
+        "hours",
+        {"type": "integer", "minimum": 1, "maximum": MOST_HOURS},
+        "How far back traffic, checks and deployments go; 24 unless given.",
+    )
+    known = {
+        "name": "If-None-Match",
+        "in": "header",
+        "description": "The `ETag` of an answer before.",
+        "schema": {"type": "string"},
+    }
+    made = _operation(
+        "overview",
+        "Everything at a glance, as the page at `/ops` shows it.",
+        "Overview",
+        (InvalidParameter, *errors.LEDGER),
+        {"parameters": [hours, known]},
+    )
+    same = {"description": "Nothing but the time has changed since that answer", "headers": errors.headers()}
+    return {**made, "responses": {**made["responses"], "304": same}}
+
+
 def _operation(
-    name: str,
-    summary: str,
-    answer: str,
-    statuses: Iterable[int],
-    example: Any = None,
-    more: dict[str, Any] | None = None,
+    name: str, summary: str, answer: str, may_fail: errors.Errors, more: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{answer}"}}
-    if example is not None:
-        content["example"] = example
-    return _described(name, summary, {"application/json": content}, statuses, more or {})
+    content = {"schema": {"$ref": f"#/components/schemas/{answer}"}, "example": ANSWERS[answer]}
+    return _described(name, summary, {"application/json": content}, may_fail, more or {})
 
 
-def _plain(name: str, summary: str, media_type: str, statuses: Iterable[int]) -> dict[str, Any]:
-    return _described(name, summary, {media_type: {}}, statuses, {})
-
-
-def _picture(name: str, summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
-    return _described(name, summary, {"image/jpeg": {}}, (404, 422, 503, 504), {"parameters": list(parameters)})
+def _plain(
+    name: str, summary: str, media_type: str, example: Any = None, may_fail: errors.Errors = ()
+) -> dict[str, Any]:
+    """A document or a file; only what is read by programs has an example."""
+    if example is None:
+        return _described(name, summary, {media_type: {}}, may_fail, {})
+    schema = {"type": "string" if isinstance(example, str) else "object"}
+    return _described(name, summary, {media_type: {"schema": schema, "example": example}}, may_fail, {})
 
 
 def _described(
-    name: str, summary: str, content: dict[str, Any], statuses: Iterable[int], more: dict[str, Any]
+    name: str, summary: str, content: dict[str, Any], may_fail: errors.Errors, more: dict[str, Any]
 ) -> dict[str, Any]:
-    refused = {str(status): _problem(status) for status in sorted({*_ALWAYS, *statuses})}
-    answered = {"200": {"description": "Done", "headers": _request_id(), "content": content}}
-    return {"operationId": name, "summary": summary, **more, "responses": answered | refused}
+    answered = {"200": {"description": "Done", "headers": errors.headers(), "content": content}}
+    return {"operationId": name, "summary": summary, **more, "responses": answered | errors.responses(may_fail)}
 
 
-def _problem(status: int) -> dict[str, Any]:
-    return {
-        "description": _TITLES[status],
-        "headers": _request_id(),
-        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-
-
-def _request_id() -> dict[str, Any]:
-    return {"X-Request-ID": {"schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"}}}
+def _curl(what: str) -> dict[str, Any]:
+    """The example of a request whose body is an image: JSON has no way to write one."""
+    return {"x-codeSamples": [{"lang": "Shell", "label": "curl", "source": f"curl {what}"}]}
 
 
 def _query(name: str, schema: Schema, description: str) -> dict[str, Any]:
@@ -295,22 +310,3 @@ def _json_body(schema: Schema, example: Any) -> dict[str, Any]:
 
 def _binary(description: str) -> Schema:
     return {"type": "string", "contentMediaType": "application/octet-stream", "description": description}
-
-
-def _page(whole: dict[str, Any]) -> str:
-    """One page without anything from elsewhere."""
-    rows = "".join(
-        f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td><td>{html.escape(each['summary'])}</td></tr>"
-        for path, operations in whole["paths"].items()
-        for method, each in operations.items()
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Perennial</title>'
-        '<meta name="viewport" content="width=device-width">'
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "td{padding:.2rem .8rem .2rem 0;vertical-align:top}pre{overflow:auto}"
-        "@media(prefers-color-scheme:dark){body{background:#111;color:#eee}a{color:#8cf}}</style>"
-        "<h1>Perennial</h1><p>Classifies images with the live model, and records every prediction.</p>"
-        "<pre>curl --data-binary @photo.jpg &lt;this address&gt;/v1/predict</pre>"
-        f'<table>{rows}</table><p><a href="/docs.json">The OpenAPI document of these calls</a></p></html>'
-    )

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from perennial.ledger.events import EventKind
+from perennial import overview_document
 from service import problems
 
 Schema = dict[str, Any]
 
-PREDICTION: Final = {
-    "prediction_id": "01a1fb77-194f-7ebc-b7bf-c270089afb4e",
-    "model": {"name": "flowers", "version": "20261121-001723-77540"},
-    "label": "daisy",
-    "confidence": 0.973112,
-    "top": [{"label": "daisy", "probability": 0.973112}, {"label": "aster", "probability": 0.020418}],
-}
-PROBLEM: Final = {
-    "type": f"{problems.URN}truncated-image",
-    "title": "The image is truncated or corrupt",
-    "status": 400,
-    "detail": "the JPEG header is fine but the image data is not (image file is truncated); send the whole file",
-}
+_PLACE: Final = "#/components/schemas/{model}"
 
 
 def object_of(properties: dict[str, Schema], required: list[str] | None = None, *, closed: bool = False) -> Schema:
@@ -93,7 +81,6 @@ def schemas() -> dict[str, Schema]:
                 "bundle_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
             }
         ),
-        "Estimate": object_of({each: {"type": "number"} for each in ("value", "low", "high")}),
         "Status": object_of(
             {
                 "model": object_of({"name": text, "version": {"type": ["string", "null"]}}),
@@ -114,48 +101,13 @@ def schemas() -> dict[str, Schema]:
                         {
                             "id": {"type": "integer"},
                             "at": time,
-                            "kind": {"enum": [str(kind) for kind in EventKind]},
+                            "kind": {"$ref": "#/components/schemas/EventKind"},
                             "detail": anything,
                             "caused_by": {"type": ["integer", "null"]},
                         }
                     ),
                 },
                 "after": {"type": "integer"},
-            }
-        ),
-        "Overview": object_of(
-            {
-                "name": text,
-                "at": time,
-                "state": object_of(
-                    {
-                        "tone": {"enum": ["good", "caution", "bad"]},
-                        "model_state": {
-                            "enum": ["none", "unchecked", "healthy", "suspected", "drifting", "retraining"],
-                        },
-                        "since": {"type": ["string", "null"]},
-                        "stale": {"type": "boolean"},
-                        "sentence": text,
-                    }
-                ),
-                "live": {"type": ["object", "null"]},
-                "traffic": object_of(
-                    {
-                        "start": time,
-                        "bucket_seconds": {"type": "integer", "minimum": 60},
-                        "answered": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                        "rejected": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                    }
-                ),
-                "checks": {"type": "array", "items": anything},
-                "deployments": {"type": "array", "items": anything},
-                "check": {"type": ["object", "null"]},
-                "watch": {"type": ["object", "null"]},
-                "rollout": {"type": ["object", "null"]},
-                "new_labels": anything,
-                "models": {"type": "array", "items": anything},
-                "events": {"type": "array", "items": anything},
-                "needs_key": {"type": "object", "additionalProperties": {"type": "boolean"}},
             }
         ),
         "LabelsQueue": object_of(
@@ -187,15 +139,22 @@ def schemas() -> dict[str, Schema]:
                 "event_id": {"type": "integer"},
             }
         ),
-        "Problem": {
-            **object_of(
-                {
-                    "type": {"type": "string", "pattern": f"^{problems.URN}[a-z-]+$"},
-                    "title": text,
-                    "status": {"type": "integer", "minimum": 400, "maximum": 599},
-                    "detail": text,
-                }
-            ),
-            "example": PROBLEM,
-        },
+        "Problem": object_of(
+            {
+                "type": {"type": "string", "pattern": f"^{problems.URN}[a-z-]+$"},
+                "title": text,
+                "status": {"type": "integer", "minimum": 400, "maximum": 599},
+                "detail": text,
+            }
+        ),
+        **_overview(),
     }
+
+
+def _overview() -> dict[str, Schema]:
+    """The overview's parts as they are defined, and what the service adds."""
+    parts = overview_document.schemas(_PLACE)
+    whole = parts["Overview"]
+    needs_key = object_of({each: {"type": "boolean"} for each in ("read", "predict", "feedback", "admin")})
+    properties = {**whole["properties"], "needs_key": needs_key}
+    return {**parts, "Overview": {**whole, **object_of(properties)}}

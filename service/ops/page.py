@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Final
 
-from service.edge import Page
+from service.edge import Page, etag_of
 
 _FOLDER: Final = Path(__file__).parent / "assets"
 _SCRIPT, _STYLE = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
@@ -43,6 +42,5 @@ def pages() -> dict[str, Page]:
     found = {}
     for path, (name, media_type, _) in ASSETS.items():
         body = (_FOLDER / name).read_bytes()
-        etag = b'"' + hashlib.sha256(body).hexdigest()[:32].encode() + b'"'
-        found[path] = Page(media_type, body, etag, _HEADERS)
+        found[path] = Page(media_type, body, etag_of(body), _HEADERS)
     return found

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -14,8 +15,9 @@ from scipy.stats import ks_2samp
 from monitoring import two_sample
 from monitoring.check import Check, run_check
 from monitoring.window import read_window, window_of
-from perennial import ledger
+from perennial import ledger, overview, overview_document
 from perennial.errors import InvalidBundle, NoLiveModel
+from perennial.json_body import json_body
 from perennial.ledger import EventKind
 from perennial.ledger.labels import Feedback
 from perennial.settings import Settings
@@ -29,6 +31,14 @@ def turned(images: Any) -> Any:
 
 def dark(images: Any) -> Any:
     return images * 0.6
+
+
+def shown(engine: sa.Engine, settings: Settings) -> dict[str, Any]:
+    """The latest check as the operations page is told of it, which is as it is described."""
+    found: dict[str, Any] = json.loads(json_body(overview.read(engine, settings, 24)))
+    schemas = overview_document.schemas("#/$defs/{model}")
+    jsonschema.validate(found, {"$ref": "#/$defs/Overview", "$defs": schemas})
+    return dict(found["check"])
 
 
 def only(events: list[ledger.events.Event], kind: EventKind) -> ledger.events.Event:
@@ -155,6 +165,8 @@ def test_a_few_images_like_nothing_known_are_told_and_shown(
     assert "like nothing in the reference" in check.causes[0].why
     assert check.examples
     assert {example.prediction_id for example in check.examples} <= set(strange)
+    of = shown(sqlite, watched_settings)["examples"]
+    assert [each["prediction_id"] for each in of] == [each.prediction_id for each in check.examples]
 
 
 @pytest.mark.usefixtures("without_reports")
@@ -200,6 +212,9 @@ def test_labels_that_change_their_meaning_are_concept_drift_and_call_for_a_retra
     row = ledger.checks.latest(sqlite, "digits")[0]
     assert row.detail == document
     assert (row.verdict, row.window) == ("concept_drift", document["window"])
+    found = shown(sqlite, watched_settings)
+    assert (found["accuracy"]["labelled"], found["retrain"]["due"]) == (150, True)
+    assert found["families"]["labels"]["alarm"] is True
 
 
 @pytest.mark.usefixtures("without_reports")

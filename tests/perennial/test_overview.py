@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,12 +12,25 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from perennial import overview
+from perennial import model_state, overview
 from perennial.bundle import Bundle
 from perennial.ids import new_id
-from perennial.ledger import EventKind, checks, deployments, events, models, predictions, rejected_images, traffic
+from perennial.ledger import (
+    EventKind,
+    checks,
+    deployments,
+    events,
+    models,
+    predictions,
+    rejected_images,
+    rollouts,
+    shadow_answers,
+    traffic,
+)
 from perennial.ledger.predictions import Prediction
 from perennial.ledger.rejected_images import RejectedImages
+from perennial.ledger.rollouts import Stage
+from perennial.ledger.shadow_answers import ShadowAnswer
 from perennial.settings import Settings, load_settings
 
 NAME = "shapes"
@@ -160,6 +175,42 @@ def test_with_a_schedule_a_check_is_overdue_once_two_of_its_times_have_passed(le
         assert overview.read(ledger, hourly, 24, later)["state"]["stale"] is stale
 
 
+def test_a_rollout_is_counted_by_different_images_in_the_stage_it_is_at(ledger: sa.Engine, home: object) -> None:
+    settings = load_settings(name=NAME, rollout={"rows": 4})
+
+    def told() -> dict[str, Any]:
+        found: dict[str, Any] = overview.read(ledger, settings, 24)["rollout"]
+        return found
+
+    before = replace(prediction(NOW), image_digest="9" * 64)
+    predictions.record(ledger, [before])
+    shadow_answers.record(ledger, [ShadowAnswer(before.id, THIRD, NOW, "disc", 0.9, 1.0, 1.0)])
+    time.sleep(0.002)  # an id tells the millisecond
+    stages: tuple[Stage, ...] = ("shadow", 0.25)
+    rollout = rollouts.start(
+        ledger, NAME, champion=SECOND, challenger=THIRD, stages=stages, reason="better", actor="test"
+    )
+    same, again, other, failed = (replace(prediction(NOW), image_digest=digit * 64) for digit in "1123")
+    predictions.record(ledger, [same, again, other, failed])
+    said = ("disc", "disc", "square")
+    answers = [
+        ShadowAnswer(each.id, THIRD, NOW, label, 0.9, 1.0, 1.0)
+        for each, label in zip((same, again, other), said, strict=True)
+    ]
+    shadow_answers.record(ledger, [*answers, ShadowAnswer(failed.id, THIRD, NOW, fault="out of memory")])
+    found = told()
+    assert (found["version"], found["champion"], found["stage"]) == (THIRD, SECOND, "shadow")
+    assert (found["number"], found["stages"], found["share"]) == (1, 2, 0.0)
+    assert (found["answered"], found["of"], found["agreed"], found["faults"]) == (2, 4, 1, 1)
+    time.sleep(0.002)
+    rollouts.advance(ledger, rollout, why="fine", actor="test", detail={})
+    predictions.record(ledger, [replace(prediction(NOW, THIRD), image_digest=f"{each:064}") for each in range(20)])
+    found = told()
+    assert (found["stage"], found["number"], found["share"]) == ("25 % of the traffic", 2, 0.25)
+    assert (found["answered"], found["agreed"], found["faults"]) == (8, None, 0)  # twice as many as it needs
+    assert overview.read(ledger, settings, 24)["models"][0]["status"] == "rolling out"
+
+
 def test_before_the_first_model_it_says_what_to_do(engine: sa.Engine, shapes: Settings) -> None:
     found = overview.read(engine, shapes, 24)
     assert (found["live"], found["check"], found["models"], found["checks"]) == (None, None, [], [])
@@ -177,4 +228,4 @@ def test_of_many_checks_evenly_as_many_and_the_newest(ledger: sa.Engine) -> None
     ("seconds", "words"), [(5, "just now"), (180, "3 min ago"), (7200, "2 h ago"), (300_000, "3 days ago")]
 )
 def test_how_long_ago_in_words(seconds: float, words: str) -> None:
-    assert overview.ago(seconds) == words
+    assert model_state.ago(seconds) == words

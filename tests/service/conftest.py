@@ -43,8 +43,9 @@ COMMAND = ("-m", "commands.main", "serve")
 PLAIN = False
 
 
-def graph_bytes(gain: float = 10.0) -> bytes:
-    """uint8 [N, 32, 32, 3] -> the softmax of `gain` times each channel's mean, four mixtures, seven statistics."""
+def graph_bytes(gain: float = 10.0, classes: int = 3) -> bytes:
+    """uint8 [N, 32, 32, 3] -> the softmax of `gain` times each channel's mean, four mixtures, seven statistics. Of more
+    than three classes each third one is another name of the same colour."""
 
     def constant(name: str, values: Any, kind: type = np.float32) -> onnx.TensorProto:
         return numpy_helper.from_array(np.asarray(values, dtype=kind), name)
@@ -56,7 +57,8 @@ def graph_bytes(gain: float = 10.0) -> bytes:
         helper.make_node("Cast", ["pixels"], ["real"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["real", "white"], ["scaled"]),
         helper.make_node("ReduceMean", ["scaled", "plane"], ["means"], keepdims=0),
-        helper.make_node("Mul", ["means", "gain"], ["logits"]),
+        helper.make_node("MatMul", ["means", "naming"], ["named"]),
+        helper.make_node("Mul", ["named", "gain"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("MatMul", ["means", "mixing"], ["embedding"]),
         helper.make_node("MatMul", ["means", "statistics"], ["properties"]),
@@ -66,13 +68,14 @@ def graph_bytes(gain: float = 10.0) -> bytes:
         "colours",
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", SIDE, SIDE, 3])],
         [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes]),
             helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 4]),
             helper.make_tensor_value_info("properties", TensorProto.FLOAT, ["n", 7]),
         ],
         [
             constant("white", 255.0),
             constant("gain", gain),
+            constant("naming", np.resize(np.eye(3), (classes, 3)).T),
             constant("plane", [1, 2], np.int64),
             constant("mixing", mixing),
             constant("statistics", statistics),
@@ -116,7 +119,7 @@ class World:
         )
 
         def fill(folder: Path) -> None:
-            (folder / "graph.onnx").write_bytes(graph or graph_bytes(gain))
+            (folder / "graph.onnx").write_bytes(graph or graph_bytes(gain, len(classes)))
 
         bundle = write_bundle(self.home / "made", manifest, fill)
         models.register(self.engine, bundle, upload_bundle(bundle, self.storage))
@@ -277,11 +280,13 @@ def serving(
     command: Sequence[str] = COMMAND,
     ready: bool = True,
     folder: Path | None = None,
+    port: int = 0,
 ) -> Iterator[Server]:
-    """A real server process on a free port; every process of it is gone afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    """A real server process on that port, or on a free one; every process of it is gone afterwards."""
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
     log = world.home / f"server-{port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:

@@ -14,13 +14,14 @@ import sqlalchemy as sa
 from PIL import Image, ImageDraw, ImageFilter
 
 from perennial.intervals import accuracy_interval
-from perennial.ledger import EventKind, checks, deployments, events, rejected_images
+from perennial.ledger import EventKind, checks, deployments, events, labels, rejected_images, watches
 from perennial.ledger.rejected_images import RejectedImages
 from perennial.ledger.schema import checks as check_rows
 from perennial.ledger.schema import deployments as deployment_rows
 from perennial.ledger.schema import events as event_rows
 from perennial.ledger.schema import models as model_rows
 from perennial.ledger.schema import traffic as traffic_rows
+from perennial.ledger.watches import WatchedRow
 from perennial.storage import reference_key
 from tests.service.conftest import World
 
@@ -30,7 +31,7 @@ FLOORS = {"properties": 0.25, "output": 0.2, "class_mix": 0.1, "embedding": 0.6,
 DARK = {"properties": 1.31, "output": 0.27, "class_mix": 0.06, "embedding": 0.83, "novelty": 0.05}
 
 
-def scene(label: str, seed: int, *, dark: bool = False) -> bytes:
+def scene(label: str, seed: int, *, dark: bool = False, form: str = "JPEG") -> bytes:
     """A picture of a berry, a leaf or the sky, by day or through a dark lens."""
     rng = np.random.default_rng(seed)
     if label == "sky":
@@ -55,7 +56,7 @@ def scene(label: str, seed: int, *, dark: bool = False) -> bytes:
     image = image.filter(ImageFilter.GaussianBlur(1.2))
     pixels = np.asarray(image) * (0.3 if dark else 1.0) + rng.normal(0, 2, (160, 160, 3))
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, form, quality=88)
     return buffer.getvalue()
 
 
@@ -77,8 +78,10 @@ class Story:
     def ago(self, hours: float) -> datetime:
         return self.now - timedelta(hours=hours)
 
-    def publish(self, at: datetime, *, parent: str | None = None, accuracy: float = 0.95) -> str:
-        version = self.world.publish(CLASSES)
+    def publish(
+        self, at: datetime, *, parent: str | None = None, accuracy: float = 0.95, classes: Sequence[str] = CLASSES
+    ) -> str:
+        version = self.world.publish(classes)
         with self.world.engine.begin() as connection:
             row = connection.execute(
                 sa.select(model_rows.c.manifest).where(model_rows.c.version == version)
@@ -227,3 +230,24 @@ def drifting(story: Story, version: str, examples: Sequence[Mapping[str, Any]] =
         version, story.now - timedelta(minutes=3), verdict="sensor_shift", state="drifting", why=why, accuracy=0.871,
         labelled=318, scores=DARK, examples=examples, retrain=retrain,
     )  # fmt: skip
+
+
+def watched(
+    story: Story, answers: Sequence[Mapping[str, Any]], *, right: Sequence[bool], before: Sequence[bool]
+) -> None:
+    """Labels for answers of the watched model by which it was right or not, and whether the model before it was."""
+    engine, watch = story.world.engine, watches.open_watch(story.world.engine, story.name)
+    assert watch is not None
+    rows = {row.prediction.id: row.prediction for row in story.world.latest(watch.version)}
+    for answer, is_right, was_right in zip(answers, right, before, strict=True):
+        row = rows[answer["prediction_id"]]
+        other = next(each for each in CLASSES if each != row.label)
+        label = row.label if is_right else other
+        said = label if was_right else next(each for each in CLASSES if each != label)
+        labels.add(engine, [labels.Feedback(row.id, label)])
+        with engine.begin() as connection:
+            watches.add(
+                connection,
+                watch.deployment,
+                [WatchedRow(row.id, row.image_digest, row.label, row.confidence, said, row.confidence)],
+            )

@@ -15,12 +15,16 @@ import jsonschema
 import pytest
 from openapi_spec_validator import validate
 
+from perennial import overview
+from perennial.json_body import json_body
+from perennial.ledger import rollouts
 from perennial.settings import load_settings
 from perennial.settings_sections import ReadPath
-from service import openapi
+from service import openapi, problems
 from service.keys import SCOPES, digest_of, new_key
 from service.ops.page import ASSETS
 from tests.service.conftest import Server, make_world, picture, serving
+from tests.service.ops_story import begin, drifting, grown
 
 METHODS = """
 import json
@@ -63,11 +67,32 @@ def test_it_knows_which_calls_need_a_key() -> None:
     assert "401" in paths["/v1/feedback"]["post"]["responses"]
 
 
-def conforms(document: dict[str, Any], schema: str, answer: Any) -> None:
-    jsonschema.validate(answer, {"$ref": f"#/components/schemas/{schema}", "components": document["components"]})
+def exactly(schema: Any) -> Any:
+    """Such that an object has the properties that are described, and no other."""
+    if isinstance(schema, list):
+        return [exactly(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if "properties" in schema else {}
+    return closed | {key: exactly(value) for key, value in schema.items()}
 
 
-def test_answers_and_examples_are_what_it_says(document: dict[str, Any], shared_server: Server) -> None:
+def conforms(document: dict[str, Any], schema: Any, answer: Any) -> None:
+    """An answer has what a schema says (a name, or a schema) and nothing else; the two that pass on what a bundle and a
+    check hold may have more."""
+    schemas = document["components"]["schemas"]
+    components = {"schemas": {**exactly(schemas), **{name: schemas[name] for name in ("Model", "Status")}}}
+    wanted = {"$ref": f"#/components/schemas/{schema}"} if isinstance(schema, str) else schema
+    jsonschema.validate(answer, {**wanted, "components": components}, format_checker=jsonschema.FormatChecker())
+
+
+def resolved(document: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    for part in found["$ref"].split("/")[1:] if "$ref" in found else ():
+        document = document[part]
+    return document if "$ref" in found else found
+
+
+def test_answers_are_what_it_says(document: dict[str, Any], shared_server: Server) -> None:
     http = shared_server.http
     prediction = shared_server.predict(picture("red"))
     conforms(document, "Prediction", prediction)
@@ -75,19 +100,93 @@ def test_answers_and_examples_are_what_it_says(document: dict[str, Any], shared_
     conforms(document, "Batch", http.post("/v1/predict/batch", files=parts).json())
     feedback = [{"prediction_id": "unknown", "label": "red"}]
     conforms(document, "Accepted", http.post("/v1/feedback", json=feedback).json())
-    for path, schema in (("model", "Model"), ("status", "Status"), ("events", "Events")):
+    reads = {"model": "Model", "status": "Status", "events": "Events", "overview": "Overview"}
+    for path, schema in {**reads, "labels/queue": "LabelsQueue"}.items():
         conforms(document, schema, http.get(f"/v1/{path}").json())
     conforms(document, "Problem", http.get("/nowhere").json())
+
+
+def test_an_overview_is_exactly_what_it_says_in_every_state(document: dict[str, Any], tmp_path: Path) -> None:
+    world = make_world(tmp_path / "home")
+    story = begin(world)
+    keys = {"read": True, "predict": True, "feedback": False, "admin": True}
+
+    def told() -> dict[str, Any]:
+        read = {**overview.read(world.engine, world.settings, 24), "needs_key": keys}
+        found: dict[str, Any] = json.loads(json_body(read))
+        conforms(document, "Overview", found)
+        return found
+
+    assert told()["live"] is None
+    live, other = grown(story)
+    assert told()["check"] is not None
+    examples = story.examples(live, ["01a1fb77-194f-7ebc-b7bf-c270089afb4e"])
+    drifting(story, live, examples)
+    assert told()["check"]["examples"][0]["nearest"][0]["image"].startswith("/v1/references/")
+    story.deploy(other, story.now, reason="better", actor="watch")
+    found = told()
+    assert (found["watch"]["compared_with"], found["check"]["verdict"]) == (live, "ok")
+    rollouts.start(
+        world.engine, story.name, champion=other, challenger=live, stages=("shadow", 0.5), reason="r", actor="a"
+    )
+    assert told()["rollout"]["agreed"] == 0
+    world.engine.dispose()
+    with pytest.raises(jsonschema.ValidationError, match="surprise"):
+        conforms(document, "Overview", {**found, "surprise": 1})
+
+
+def test_every_call_has_examples_of_all_it_takes_and_answers(document: dict[str, Any]) -> None:
+    files = {"text/html", "image/jpeg", "image/svg+xml", "text/javascript", "text/css"}
     for path, calls in document["paths"].items():
         for call in calls.values():
-            content = call["responses"]["200"]["content"].get("application/json", {})
-            if "example" in content:
-                schema = content["schema"]["$ref"].rsplit("/", 1)[1]
-                conforms(document, schema, content["example"])
-            asked = call.get("requestBody", {}).get("content", {}).get("application/json")
-            if asked:
-                jsonschema.validate(asked["example"], {**asked["schema"], "components": document["components"]})
-            assert call["responses"]["500"], path
+            taken = call.get("requestBody", {}).get("content", {})
+            if "application/json" in taken:
+                conforms(document, taken["application/json"]["schema"], taken["application/json"]["example"])
+            elif taken:
+                [sample] = call["x-codeSamples"]
+                assert re.search(rf"^curl .*@photo\.jpg .*http://127\.0\.0\.1:3000{path}\b", sample["source"])
+            for status, response in call["responses"].items():
+                response = resolved(document, response)
+                for media, described in response.get("content", {}).items():
+                    if status == "200":
+                        assert "example" in described or media in files, (path, media)
+                        if "example" in described:
+                            conforms(document, described["schema"], described["example"])
+                        continue
+                    assert described["examples"], (path, status)
+                    for slug, example in described["examples"].items():
+                        problem = resolved(document, example)["value"]
+                        conforms(document, "Problem", problem)
+                        assert (problem["type"], str(problem["status"])) == (f"{problems.URN}{slug}", status)
+            assert {"200", "400", "403", "414", "431", "500"} <= call["responses"].keys(), path
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "slug"),
+    [
+        ("POST", "/v1/predict", {"content": b""}, "empty-image"),
+        ("POST", "/v1/predict", {"content": b"no image"}, "invalid-image"),
+        ("POST", "/v1/predict", {"content": picture("red")[:-40]}, "truncated-image"),
+        ("POST", "/v1/predict?top=0", {"content": picture("red")}, "invalid-parameter"),
+        ("POST", "/v1/predict/batch", {"content": b"x"}, "invalid-parameter"),
+        ("POST", "/v1/feedback", {"json": {"prediction_id": "x", "label": "red"}}, "unknown-prediction"),
+        ("POST", "/v1/feedback", {"json": 3}, "invalid-parameter"),
+        ("GET", "/v1/overview?hours=0", {}, "invalid-parameter"),
+        ("GET", "/v1/images/{prediction_id}", {}, "unknown-picture"),
+        ("GET", "/v1/references/{version}/{digest}", {}, "unknown-picture"),
+        ("POST", "/v1/models/{version}/promote", {"json": {"reason": "r"}}, "unknown-model"),
+        ("POST", "/v1/rollback", {"json": {"reason": "r"}}, "nothing-to-do"),
+    ],
+)
+def test_a_problem_is_one_of_those_that_it_names(
+    document: dict[str, Any], shared_server: Server, method: str, path: str, body: dict[str, Any], slug: str
+) -> None:
+    answer = shared_server.http.request(method, re.sub(r"\{\w+\}", "none", path), **body)
+    conforms(document, "Problem", answer.json())
+    assert answer.json()["type"] == f"{problems.URN}{slug}"
+    call = document["paths"][path.split("?")[0]][method.lower()]
+    named = resolved(document, call["responses"][str(answer.status_code)])
+    assert slug in named["content"][problems.MEDIA_TYPE]["examples"]
 
 
 def test_the_page_lists_the_calls_and_loads_nothing_from_elsewhere(
@@ -102,8 +201,11 @@ def test_the_page_lists_the_calls_and_loads_nothing_from_elsewhere(
     assert shared_server.http.head("/").content == b""
     refused = shared_server.http.post("/")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
-    served = shared_server.http.get("/docs.json").json()
-    assert served["paths"].keys() == document["paths"].keys()
+    served = shared_server.http.get("/docs.json")
+    assert served.json()["paths"].keys() == document["paths"].keys()
+    assert len(served.content) < 100_000
+    again = shared_server.http.get("/docs.json", headers={"If-None-Match": served.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
 
 
 @pytest.fixture(scope="module")

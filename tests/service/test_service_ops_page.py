@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,15 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from perennial.ledger import EventKind, deployments
+from perennial.ledger import EventKind, deployments, rollouts
 from perennial.ledger.schema import labels, predictions
 from service.keys import digest_of, new_key
 from service.ops.page import ASSETS
 from tests.service.browser import DESKTOP, PHONE, browser, needs_chromium, visiting
 from tests.service.conftest import Server, make_world, serving, wait
-from tests.service.ops_story import CLASSES, Story, begin, drifting, grown, scene
+from tests.service.ops_story import CLASSES, Story, begin, drifting, grown, scene, watched
 
 pytestmark = needs_chromium
 
@@ -42,16 +44,42 @@ DRAWN = """(canvas) => {
   for (let at = 3; at < data.length; at += 4) drawn += data[at] > 0;
   return drawn / (data.length / 4);
 }"""
+# Into the clipboard of the system, from where the keys that people press take it.
+COPY = """(bytes) => navigator.clipboard.write([
+  new ClipboardItem({"image/png": new Blob([Uint8Array.from(bytes)], {type: "image/png"})}),
+])"""
+# What each timer is set for, in milliseconds; and a tab that nobody looks at.
+TIMERS = """
+window.timers = [];
+const set = window.setTimeout;
+window.setTimeout = (what, after, ...rest) => { window.timers.push(after); return set(what, after, ...rest); };
+"""
+SEEN = """(state) => {
+  Object.defineProperty(document, "visibilityState", {configurable: true, get: () => state});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+LOOK = "dispatchEvent(new Event('online'))"
 SIDEWAYS = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 @dataclass(slots=True)
 class Scene:
-    server: Server
+    """A server that may be killed and started anew, and what it is about."""
+
     story: Story
     live: str
     other: str
     key: str
+    keep: ExitStack
+    server: Server = field(init=False)
+
+    def start(self, port: int = 0) -> None:
+        keys = [{"name": "ann", "scopes": ["admin"], "sha256": digest_of(self.key)}]
+        extra = {
+            "PERENNIAL_SERVE__CAPTURE": "all", "PERENNIAL_SERVE__KEYS": json.dumps(keys),
+            "PERENNIAL_ROLLOUT__SHADOW_SHARE": "1", "PERENNIAL_ROLLOUT__SHADOW_BUDGET": "1",
+        }  # fmt: skip
+        self.server = self.keep.enter_context(serving(self.story.world, extra=extra, port=port))
 
     @property
     def url(self) -> str:
@@ -72,16 +100,16 @@ class Scene:
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A server over four days of a model's life, with a key for admin calls."""
     home = tmp_path_factory.mktemp("ops") / "home"
-    world, key = make_world(home), new_key()
+    world = make_world(home)
     story = begin(world)
     live, other = grown(story)
-    keys = [{"name": "ann", "scopes": ["admin"], "sha256": digest_of(key)}]
-    extra = {"PERENNIAL_SERVE__CAPTURE": "all", "PERENNIAL_SERVE__KEYS": json.dumps(keys)}
-    with serving(world, extra=extra) as server:
+    with ExitStack() as keep:
+        found = Scene(story, live, other, new_key(), keep)
+        found.start()
         for seed in range(12):
-            server.predict(scene(CLASSES[seed % 3], seed, dark=True))
+            found.server.predict(scene(CLASSES[seed % 3], seed, dark=True))
         world.settle()
-        yield Scene(server, story, live, other, key)
+        yield found
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -102,7 +130,7 @@ def as_it_was(told: Scene) -> None:
 def latest(told: Scene, page: Page) -> None:
     """Have the page look now, past the second for which the service keeps an overview."""
     page.wait_for_timeout(1100)
-    page.evaluate("dispatchEvent(new Event('online'))")
+    page.evaluate(LOOK)
 
 
 def test_it_tells_each_phase_of_a_models_life_without_being_loaded_again(told: Scene, chromium: Browser) -> None:
@@ -256,12 +284,24 @@ def test_an_image_is_classified_by_drop_and_from_a_file_and_labelled(
         assert wait(lambda: told.labels()[-1][1:] == ("sky", "ops"), 10)
         page.evaluate(DROP, [".drop", list(b"\xff\xd8\xff no image"), "image/jpeg"])
         expect(page.locator("#try-answer .wrong")).to_contain_text("these 12 bytes are not an image")
-        assert len(visit.refused()) == 1
+        notes = {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"buy milk"}
+        page.locator("#try-file").set_input_files(notes)
+        expect(page.locator("#try-answer .wrong")).to_contain_text("these 8 bytes are not an image; send JPEG")
+        expect(page.locator(".drop")).to_contain_text("This browser cannot show it")
+        assert len(visit.refused()) == 2
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.evaluate(COPY, list(scene("leaf", 72, form="PNG")))
+        page.locator("#events-title").scroll_into_view_if_needed()
+        page.keyboard.press("ControlOrMeta+V")
+        expect(page.locator("#try-answer")).to_contain_text("leaf,")
+        expect(page.locator("#try-answer")).to_be_in_viewport()
+        # What was chosen for the image before is not said of this one.
+        expect(page.get_by_label("What it really is")).to_have_value("leaf")
     world = told.story.world
     world.settle()
     with world.engine.connect() as connection:
         query = sa.select(sa.func.count()).where(predictions.c.source == "ops")
-        assert connection.execute(query).scalar_one() == 2
+        assert connection.execute(query).scalar_one() == 3
 
 
 def test_it_says_when_the_server_or_the_ledger_is_away_and_recovers(told: Scene, chromium: Browser) -> None:
@@ -269,9 +309,10 @@ def test_it_says_when_the_server_or_the_ledger_is_away_and_recovers(told: Scene,
         page = visit.page
         expect(page.locator("#updated")).to_contain_text("Updated")
         page.context.set_offline(True)
-        page.evaluate("dispatchEvent(new Event('online'))")  # look now
+        page.evaluate(LOOK)
         expect(page.locator("#away")).to_contain_text("The server does not answer. What you see is of")
         assert page.locator("main").get_attribute("class") == "old"
+        assert serious(page) == []
         expect(page.locator(".headline")).to_be_visible()
         page.context.set_offline(False)
         expect(page.locator("#away")).to_be_hidden()
@@ -281,11 +322,261 @@ def test_it_says_when_the_server_or_the_ledger_is_away_and_recovers(told: Scene,
             "**/v1/overview*",
             lambda route: route.fulfill(status=503, body=json.dumps(problem), content_type="application/problem+json"),
         )
-        page.evaluate("dispatchEvent(new Event('online'))")
+        page.evaluate(LOOK)
         expect(page.locator("#away")).to_contain_text("its ledger does not: the database does not answer")
         page.unroute("**/v1/overview*")
+        page.evaluate(LOOK)
         expect(page.locator("#away")).to_be_hidden()
+        for body, said in (
+            ("<html>a proxy's own page", "What answers is not the service."),
+            ('{"name": "flowers"}', "This page cannot show what the service answers; if it was updated, load the page"),
+        ):
+            page.route("**/v1/overview*", partial(Route.fulfill, status=200, body=body))
+            page.evaluate(LOOK)
+            expect(page.locator("#away")).to_contain_text(said)
+            page.unroute("**/v1/overview*")
+            page.evaluate(LOOK)
+            expect(page.locator("#away")).to_be_hidden()
         visit.refused()
+        [told_why] = visit.errors  # for whoever is asked to mend it
+        assert told_why.startswith("TypeError")
+        visit.errors.clear()
+
+
+def test_a_server_that_was_killed_is_missed_and_found_again_by_itself(told: Scene, chromium: Browser) -> None:
+    with visiting(chromium, told.url) as visit:
+        page = visit.page
+        expect(page.locator("#updated")).to_contain_text("Updated")
+        said, port = page.locator("#state .pill").inner_text(), httpx.URL(told.url).port
+        assert port is not None
+        told.server.kill()
+        expect(page.locator("#away")).to_contain_text("The server does not answer. What you see is of", timeout=10_000)
+        expect(page.locator("#updated")).to_contain_text("Not updated since")
+        expect(page.locator("#state .pill")).to_have_text(said)
+        expect(page.locator(".chart canvas")).to_have_count(3)
+        page.locator("#try-file").set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"})
+        expect(page.locator("#try-answer .wrong")).to_contain_text("the server does not answer")
+        told.start(port)
+        expect(page.locator("#away")).to_be_hidden(timeout=20_000)
+        expect(page.locator("#updated")).to_contain_text("Updated")
+        assert page.locator("main").get_attribute("class") == ""
+        visit.refused()
+
+
+def test_a_page_that_stays_open_keeps_nothing_and_looks_seldom_where_nobody_sees_it(
+    told: Scene, chromium: Browser
+) -> None:
+    full = told.server.http.get("/v1/overview").json()
+    bare = {**full, "checks": [], "events": [], "models": full["models"][:1]}
+    turn = 0
+
+    def answer(route: Route) -> None:
+        nonlocal turn
+        turn += 1
+        found = {**(bare if turn % 2 else full), "at": str(turn)}
+        found["traffic"] = {**found["traffic"], "answered": [turn] * len(found["traffic"]["answered"])}
+        route.fulfill(json=found)
+
+    with visiting(chromium, told.url) as visit:
+        page = visit.page
+        page.add_init_script(TIMERS)
+        page.route("**/v1/overview*", answer)
+        page.reload()
+        expect(page.locator("#updated")).to_contain_text("Updated")
+        counts = [kept(page, rounds) for rounds in (6, 30)]
+        assert turn > 36
+        for name, before, after in zip(("nodes", "listeners"), *counts, strict=True):
+            assert after <= 1.05 * before, name
+        expect(page.locator(".uplot")).to_have_count(1 if turn % 2 else 3)
+        for state, milliseconds in (("hidden", 60_000), ("visible", 5_000)):
+            page.evaluate(SEEN, state)
+            with page.expect_response("**/v1/overview*"):
+                page.evaluate(LOOK)
+            assert wait(lambda ms=milliseconds: page.evaluate("window.timers.at(-1)") == ms, 5), state
+
+
+def kept(page: Page, rounds: int) -> tuple[float, float]:
+    """Nodes and listeners that are left after so many updates, an even number of them."""
+    for _ in range(rounds):
+        with page.expect_response("**/v1/overview*"):
+            page.evaluate(LOOK)
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable")
+    devtools.send("HeapProfiler.enable")
+    devtools.send("HeapProfiler.collectGarbage")
+    found = {each["name"]: each["value"] for each in devtools.send("Performance.getMetrics")["metrics"]}
+    devtools.detach()
+    return found["Nodes"], found["JSEventListeners"]
+
+
+def test_of_many_classes_one_is_found_by_its_letters(told: Scene, chromium: Browser) -> None:
+    world, server = told.story.world, told.server
+    names = ["oak", "red oak", "oak gall", *(f"kind {number}" for number in range(1, 38))]
+    version = told.story.publish(told.story.now, classes=names)
+    deployments.deploy(world.engine, world.settings.name, version, reason="many classes", actor="test")
+    assert server.serves(version)
+    for seed in range(8):
+        server.predict(scene("leaf", 200 + seed))
+    world.settle()
+    queue = server.http.get("/v1/labels/queue").json()["images"]
+    before = len(told.labels())
+    with visiting(chromium, told.url) as visit:
+        page = visit.page
+        page.get_by_role("button", name="Start labelling").click()
+        expect(page.locator(".classes button")).to_have_count(40)
+        field, hint = page.get_by_label("Find a class"), page.locator("#label-found")
+        expect(hint).to_have_text(f"40 classes. Type some letters of one. Enter answers {queue[0]['predicted']}.")
+        expect(field).to_be_focused()
+        page.keyboard.type("oak")
+        expect(page.locator(".classes button span")).to_have_text(["oak", "oak gall", "red oak"])
+        expect(hint).to_have_text("3 classes found. Enter answers oak.")
+        assert serious(page) == []
+        page.keyboard.press("Enter")
+        expect(field).to_be_focused()  # who types one types the next
+        expect(field).to_have_value("")
+        page.keyboard.press("Enter")  # nothing typed: the model is right
+        page.keyboard.type("kind 31")
+        page.keyboard.press("Enter")
+        page.keyboard.type("no such")
+        expect(hint).to_contain_text("No class has these letters. Esc, then N, names a new one.")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Escape")
+        expect(page.locator(".tray")).to_be_focused()
+        page.keyboard.press("2")
+        page.keyboard.down("b")
+        page.keyboard.down("b")  # held down, it is one answer
+        page.keyboard.up("b")
+        expect(page.locator("#label-body")).to_contain_text("All sent.")
+        asked = [each["prediction_id"] for each in queue]
+        assert told.labels()[before:] == [
+            (asked[0], "oak", "ops"),
+            (asked[1], queue[1]["predicted"], "ops"),
+            (asked[2], "kind 31", "ops"),
+            (asked[3], "red oak", "ops"),
+            (asked[4], "kind 8", "ops"),
+        ]
+        page.keyboard.press("/")
+        expect(field).to_be_focused()
+        for key in ("ArrowRight", "ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"):
+            page.keyboard.press(key)
+        expect(page.locator(".tray")).to_contain_text("Nothing is left to label")
+        page.get_by_role("button", name="Look again").click()
+        expect(page.locator(".tray img")).to_have_count(1)  # what was skipped comes again
+        expect(field).to_be_focused()
+        page.keyboard.press("Enter")
+        assert wait(lambda: told.labels()[-1][0] == asked[5], 10)
+
+
+def test_it_shows_a_watch_and_each_stage_of_a_rollout_with_numbers(told: Scene, chromium: Browser) -> None:
+    world, server = told.story.world, told.server
+    engine, name = world.engine, world.settings.name
+    deployments.deploy(engine, name, told.other, reason="for a while", actor="test")
+    deployments.deploy(engine, name, told.live, reason="better after all", actor="test")
+    assert server.serves(told.live)
+    rollout = rollouts.start(
+        engine,
+        name,
+        champion=told.live,
+        challenger=told.other,
+        stages=("shadow", 0.5),
+        reason="passed",
+        actor="test",
+    )
+    assert wait(lambda: f"{told.other} is at stage" in server.output()), server.output()[-2000:]
+    try:
+        answers = [server.predict(scene(CLASSES[seed % 3], 300 + seed)) for seed in range(6)]
+        world.settle()
+        watched(told.story, answers[:4], right=(True, True, True, False), before=(True, False, True, False))
+        assert wait(lambda: overview(server)["rollout"]["answered"] >= 3, 10)
+        with visiting(chromium, told.url) as visit:
+            page = visit.page
+            underway, models = page.locator("#underway-body"), page.locator("#models")
+            expect(underway).to_contain_text(f"{told.other} beside {told.live}: in the shadow")
+            expect(underway).to_contain_text("stage 1 of 2")
+            expect(underway).to_contain_text("of the 200 it needs")
+            expect(underway).to_contain_text("Says the same as the live one100\u00a0%")
+            expect(underway).to_contain_text("which it replaced: 4 of 200 labelled images compared")
+            expect(underway).to_contain_text("Live75.0\u00a0% (30.1 to 95.4)")
+            expect(underway).to_contain_text("Before50.0\u00a0%")
+            expect(page.locator("#state")).to_contain_text(
+                f"Under way: {told.other} goes live in steps, shadow; watched"
+            )
+            expect(models.locator("tr", has_text=told.other).first).to_contain_text("rolling out")
+            rollout = rollouts.advance(engine, rollout, why="fine", actor="test", detail={})
+            latest(told, page)
+            expect(underway).to_contain_text("50 % of the traffic; stage 2 of 2")
+            page.get_by_role("button", name="Roll back").click()
+            said = f"{told.other} stops answering, and {told.live} answers everything again."
+            expect(page.get_by_role("dialog")).to_contain_text(said)
+    finally:
+        rollouts.stop(engine, rollout, why="the test is over", actor="test")
+
+
+def overview(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = server.http.get("/v1/overview").json()
+    return found
+
+
+def test_everything_is_reached_and_left_by_the_keyboard(told: Scene, chromium: Browser) -> None:
+    with visiting(chromium, told.url) as visit:
+        page = visit.page
+        page.wait_for_selector(".chart canvas")
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("#main")).to_be_focused()
+        for name in (f"Promote {told.other} …", "Roll back …"):
+            button = page.get_by_role("button", name=name)
+            assert tab_to(page, button)
+            page.keyboard.press("Enter")
+            expect(page.get_by_label("Why?")).to_be_focused()
+            for _ in range(8):  # round and round, and never behind the dialog
+                page.keyboard.press("Tab")
+                assert page.evaluate("() => !document.activeElement.closest('main')")
+            page.keyboard.press("Escape")
+            expect(page.get_by_role("dialog")).to_be_hidden()
+            expect(button).to_be_focused()
+        for place in (page.get_by_role("button", name="Start labelling"), page.locator("#try-file")):
+            assert tab_to(page, place)
+        assert tab_to(page, page.locator("#events-filter"))
+        page.keyboard.type("deployed")
+        expect(page.locator("#events-count")).to_contain_text("of")
+
+
+def tab_to(page: Page, place: Locator) -> bool:
+    """Press Tab until it has the focus, and never past it; what has the focus shows that it has."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if place.evaluate("(each) => each === document.activeElement"):
+            return place.evaluate("(each) => each.matches(':focus-visible')") is True
+    return False
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_it_moves_only_for_those_who_do_not_mind_and_can_be_enlarged(
+    told: Scene, chromium: Browser, motion: Any
+) -> None:
+    moving = """() => [
+      getComputedStyle(document.documentElement).scrollBehavior === "smooth",
+      [...document.querySelectorAll("*")].some((each) => {
+        const {transitionDuration, animationName} = getComputedStyle(each);
+        return animationName !== "none" || transitionDuration.split(",").some((time) => parseFloat(time) > 0);
+      }),
+    ]"""
+    # A page at 400 % has a fourth of its pixels (WCAG 1.4.10); one whose letters alone are larger has all of them.
+    with visiting(chromium, told.url, reduced_motion=motion, viewport={"width": 320, "height": 256}) as visit:
+        page = visit.page
+        page.wait_for_selector(".chart canvas")
+        assert page.evaluate(moving) == [motion == "no-preference"] * 2
+        assert page.evaluate(SIDEWAYS) <= 0
+        page.set_viewport_size(DESKTOP)
+        before = page.locator(".headline").bounding_box()
+        page.evaluate("document.documentElement.style.fontSize = '200%'")
+        after = page.locator(".headline").bounding_box()
+        assert before is not None
+        assert after is not None
+        assert after["height"] > 1.5 * before["height"]
+        assert page.evaluate(SIDEWAYS) <= 0
 
 
 def test_a_key_for_reading_is_asked_for_and_pictures_come_with_it(told: Scene, chromium: Browser) -> None:
@@ -307,6 +598,8 @@ def test_a_key_for_reading_is_asked_for_and_pictures_come_with_it(told: Scene, c
         page.route("**/v1/images/*", guard)
         page.reload()
         expect(page.locator("#key")).to_contain_text("Reading needs a key here: this call needs a key")
+        expect(page.locator("#away")).to_be_hidden()
+        assert serious(page) == []
         page.get_by_label("Key", exact=True).fill(told.key)
         page.get_by_role("button", name="Use it").click()
         page.wait_for_selector("#models-body table")
@@ -319,9 +612,9 @@ def test_a_key_for_reading_is_asked_for_and_pictures_come_with_it(told: Scene, c
         visit.refused()
 
 
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_and_it_fits_a_phone(told: Scene, chromium: Browser, scheme: Any) -> None:
-    viewport = PHONE if scheme == "dark" else DESKTOP
+def test_axe_finds_nothing_serious_and_it_fits(told: Scene, chromium: Browser, scheme: Any, viewport: Any) -> None:
     with visiting(chromium, told.url, color_scheme=scheme, viewport=viewport) as visit:
         page = visit.page
         page.wait_for_selector(".chart canvas")

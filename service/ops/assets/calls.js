@@ -37,30 +37,33 @@ export const keys = {
 /** The address of what the service names `/v1/...`. */
 export const relative = (path) => path.replace(/^\//, "");
 
-/** Ask; returns the response, of which only 200 and 304 are no problem. */
-export async function call(path, { scope = "any", key = keys.get(scope), headers = {}, patience = PATIENCE, ...rest } = {}) {
-  let response;
+/** Ask; returns what was answered (its JSON, or with `as: "blob"` its bytes) and its headers. No problem are 200 and 304 only. */
+export async function call(path, { as = "json", scope = "any", key = keys.get(scope), headers = {}, patience = PATIENCE, ...rest } = {}) {
   try {
-    response = await fetch(relative(path), {
+    const response = await fetch(relative(path), {
       ...rest,
       headers: { ...headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) },
       credentials: "same-origin",
       redirect: "error",
       signal: AbortSignal.timeout(patience),
     });
+    if (response.status === 304) return { found: null, headers: response.headers };
+    if (response.ok) return { found: await response[as](), headers: response.headers };
+    const told = await response.json().catch(() => ({}));
+    throw new Problem(
+      response.status, told.title ?? `status ${response.status}`, told.detail ?? response.statusText,
+      Number(response.headers.get("Retry-After")) || null,
+    );
   } catch (error) {
+    // A server may also go away amid its answer, and what stands before it may answer with a page of its own.
+    if (error instanceof Problem) throw error;
+    if (error instanceof SyntaxError) throw new Problem(0, "no answer of the service", "what answers is not the service");
     throw new Problem(0, error.name === "TimeoutError" ? "no answer in time" : "no answer", "the server does not answer");
   }
-  if (response.ok || response.status === 304) return response;
-  const told = await response.json().catch(() => ({}));
-  throw new Problem(
-    response.status, told.title ?? `status ${response.status}`, told.detail ?? response.statusText,
-    Number(response.headers.get("Retry-After")) || null,
-  );
 }
 
 export async function ask(path, options) {
-  return (await call(path, options)).json();
+  return (await call(path, options)).found;
 }
 
 export function send(path, body, options = {}) {
@@ -79,7 +82,7 @@ function address(path) {
       fetched.delete(oldest);
       url.then(URL.revokeObjectURL, () => {});
     }
-    const url = call(path).then((response) => response.blob()).then((blob) => URL.createObjectURL(blob));
+    const url = call(path, { as: "blob" }).then(({ found }) => URL.createObjectURL(found));
     url.catch(() => fetched.delete(path));
     fetched.set(path, url);
   }
@@ -104,6 +107,13 @@ export function load(image) {
   image.addEventListener("error", () => image.classList.add("missing"));
   image.addEventListener("load", () => image.classList.remove("missing"));
   seen.observe(image);
+}
+/** Try the pictures again that could not be had: the server is back, or there is a key. */
+export function loadMissing() {
+  for (const image of document.querySelectorAll("img.missing[data-picture]")) {
+    image.removeAttribute("src");
+    seen.observe(image);
+  }
 }
 /** Begin to fetch a picture that will be shown next. */
 export function preload(path) {

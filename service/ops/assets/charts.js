@@ -32,8 +32,10 @@ export function draw(overview) {
     const text = JSON.stringify([found.data, found.span, found.series.map((each) => each.label), found.said]);
     const known = charts.get(name);
     if (known?.text === text) continue;
-    charts.set(name, { ...known, text, found });
+    const chart = { ...known, text: null, found };
+    charts.set(name, chart);
     show(name);
+    chart.text = text;
   }
   redraw(document.getElementById("deployments"), listed(overview.deployments));
 }
@@ -162,7 +164,7 @@ function legend(figure, found, index) {
       el("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: `var(${stroke})`, "stroke-width": 2.4, "stroke-dasharray": dash?.join(" ") || null }));
     return el("li", {}, swatch, name, el("b", {}, value === null || value === undefined ? "–" : say(value)), index === null && alarm ? el("span.alarm", {}, "alarm") : null);
   });
-  const at = index === null ? null : el("li", {}, el("b", {}, moment(found.data[0][index] * 1000, true)));
+  const at = index === null ? null : el("li", {}, el("b", {}, moment(found.data[0][index] * 1000)));
   redraw(figure.querySelector(".legend"), entries, at);
 }
 
@@ -180,7 +182,7 @@ function fill(details, { found }) {
 function listed(entries) {
   if (!entries.length) return [];
   const rows = [...entries].reverse().map((each) => el("tr", {},
-    el("th", { scope: "row" }, moment(each.at, true)), el("td", {}, el("code", {}, each.version)),
+    el("th", { scope: "row" }, moment(each.at)), el("td", {}, el("code", {}, each.version)),
     el("td", {}, each.rolled_back ? "↩ rolled back to" : "▸ deployed"), el("td", {}, each.reason), el("td", {}, each.actor)));
   return [el("details.values", { "data-key": "deployments" }, el("summary", {}, `${counted(entries.length, "deployment")} in this time: the vertical lines`),
     el("div.wide", { tabindex: 0, role: "region", "aria-label": "Deployments" }, el("table", {}, el("thead", {}, el("tr", {}, ["When", "Version", "What", "Why", "By"].map((each) => el("th", { scope: "col" }, each)))), el("tbody", {}, rows))))];
@@ -210,7 +212,7 @@ function traffic({ traffic: { start, bucket_seconds: step, answered, rejected } 
       { name: "answered", stroke: "--c1", values: answered, say: count },
       { name: "rejected", stroke: "--bad", values: rejected, say: count },
     ],
-    table: { head: ["From", "Answered", "Rejected"], rows: x.map((at, row) => [moment(at * 1000, true), count(answered[row]), count(rejected[row])]) },
+    table: { head: ["From", "Answered", "Rejected"], rows: x.map((at, row) => [moment(at * 1000), count(answered[row]), count(rejected[row])]) },
   };
 }
 
@@ -259,7 +261,7 @@ function accuracy({ checks, check }) {
       { name: "by labels", stroke: "--c1", values: labels, say: percent },
       { name: "estimated", stroke: "--c2", dash: [6, 4], values: guesses, say: percent },
     ],
-    table: { head: ["Check", "By labels", "Labels", "Estimated", "Verdict"], rows: checks.map((each) => [moment(each.at, true), estimated(each.accuracy_labels), count(each.labelled), estimated(each.accuracy_estimated), each.verdict.replaceAll("_", " ")]) },
+    table: { head: ["Check", "By labels", "Labels", "Estimated", "Verdict"], rows: checks.map((each) => [moment(each.at), estimated(each.accuracy_labels), count(each.labelled), estimated(each.accuracy_estimated), each.verdict.replaceAll("_", " ")]) },
   };
 }
 
@@ -286,6 +288,6 @@ function drift({ checks, check }) {
     range: (_, high) => [0, Math.max(1.3, (high || 0) * 1.06)],
     axis: (each) => plain(each),
     legend: names.map((name, at) => ({ name: familyTitle(name), stroke: FAMILIES[name][1], dash: FAMILIES[name][2], values: values[at], say: (each) => each.toFixed(2), alarm: check.families[name].alarm })),
-    table: { head: ["Check", ...every.map((name) => `${familyTitle(name)} (score)`)], rows: checks.map((each) => [moment(each.at, true), ...every.map((name) => (each.scores[name] === undefined || each.scores[name] === null ? "–" : plain(each.scores[name])))]) },
+    table: { head: ["Check", ...every.map((name) => `${familyTitle(name)} (score)`)], rows: checks.map((each) => [moment(each.at), ...every.map((name) => (each.scores[name] === undefined || each.scores[name] === null ? "–" : plain(each.scores[name])))]) },
   };
 }

@@ -61,11 +61,10 @@ const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-dig
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 const full = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "long" });
 
-/** `14:02` of today, `20 Nov, 14:02` of other days; local time. */
-export function moment(at, always = false) {
+/** `20 Nov, 14:02`, local time; with the day, as what is shown may stand there until tomorrow. */
+export function moment(at) {
   const when = new Date(at);
-  const today = !always && when.toDateString() === new Date().toDateString();
-  return today ? clock.format(when) : `${day.format(when)}, ${clock.format(when)}`;
+  return `${day.format(when)}, ${clock.format(when)}`;
 }
 export const timeOfDay = (when) => clock.format(when);
 export const dayOf = (when) => day.format(when);

@@ -6,6 +6,10 @@ import { shot } from "./sections.js";
 
 const SHELF = "perennial.labels"; // what has not arrived yet, so that reloading the page loses nothing
 const KEYS = "123456789abcdefghijklmopqrtvwxyz"; // without N, S and U
+const MANY = 12; // classes: more are answered by their letters, as nobody knows so many keys
+const TOUCHED = matchMedia("(pointer: coarse)"); // where a field with the focus calls up a keyboard
+const SHOWN = 200; // classes at once
+const BEHIND = 200; // images that one can go back to
 const FEW = 5; // images left: ask for more
 const ASK = 20;
 const MOST = 100;
@@ -37,6 +41,15 @@ export class Outbox {
   async flush() {
     if (this.busy) return;
     this.busy = true;
+    try {
+      await this.sendAll();
+    } finally {
+      this.busy = false;
+      this.changed();
+    }
+  }
+
+  async sendAll() {
     let pause = 1;
     while (this.waiting.length) {
       try {
@@ -62,8 +75,6 @@ export class Outbox {
       this.waiting.shift();
       this.keep();
     }
-    this.busy = false;
-    this.changed();
   }
 }
 
@@ -73,15 +84,18 @@ export class Tray {
     this.outbox = outbox;
     this.open = false;
     this.classes = [];
-    this.images = []; // all that were shown or will be, `at` the one in sight; `given` is its label, "" where it was skipped
+    this.images = []; // those shown lately and those to come, `at` the one in sight; `given` is its label, "" where it was skipped
     this.at = 0;
+    this.gone = { labelled: 0, skipped: 0 }; // of those that were shown before these
     this.known = new Set();
+    this.finding = false; // answers are being typed into the field to find a class
     this.other = false;
     this.wanted = "";
     this.said = "";
     place.addEventListener("keydown", (event) => this.key(event));
     place.addEventListener("click", (event) => this.click(event));
     place.addEventListener("input", (event) => { if (event.target.id === "label-find") { this.wanted = event.target.value; this.draw(); } });
+    place.addEventListener("focusin", (event) => { this.finding = event.target.id === "label-find"; });
     place.addEventListener("submit", (event) => this.submit(event));
     this.draw();
   }
@@ -93,6 +107,7 @@ export class Tray {
     this.focus();
     await this.more();
     this.draw();
+    this.finding = this.classes.length > MANY && !TOUCHED.matches;
     this.focus();
   }
 
@@ -101,8 +116,8 @@ export class Tray {
     if (this.asking) return;
     this.asking = true;
     try {
-      const skipped = this.images.filter((each) => !each.given).length;
-      const found = await ask(`v1/labels/queue?count=${Math.min(MOST, ASK + skipped + this.outbox.waiting.length)}`);
+      const open = this.gone.skipped + this.images.filter((each) => !each.given).length;
+      const found = await ask(`v1/labels/queue?count=${Math.min(MOST, ASK + open + this.outbox.waiting.length)}`);
       this.classes = found.classes;
       this.version = found.version;
       const fresh = found.images.filter((each) => !this.known.has(each.prediction_id));
@@ -117,6 +132,24 @@ export class Tray {
     } finally {
       this.asking = false;
     }
+  }
+
+  /** Look once more, and show again what was skipped. */
+  again() {
+    const skipped = this.images.filter((each) => each.given === "");
+    this.images = this.images.filter((each) => each.given !== "");
+    this.at = this.images.length;
+    this.gone.skipped = 0;
+    this.known = new Set(this.images.map((each) => each.prediction_id));
+    this.dry = false;
+    if (skipped.length) this.images.push(...skipped.map(({ given, ...each }) => each));
+    for (const each of skipped) this.known.add(each.prediction_id);
+    return this.start();
+  }
+
+  /** There is a key now: read the queue if that was what it lacked. */
+  retry() {
+    if (this.open && !this.current) this.again();
   }
 
   get current() {
@@ -138,6 +171,12 @@ export class Tray {
 
   /** On to the first one that was neither labelled nor skipped. */
   next() {
+    while (this.at > BEHIND && this.images[0].given !== undefined) { // in a tray that is open for days
+      const { given, prediction_id } = this.images.shift();
+      this.gone[given ? "labelled" : "skipped"] += 1;
+      if (given) this.known.delete(prediction_id);
+      this.at -= 1;
+    }
     const fresh = this.images.findIndex((each) => each.given === undefined);
     this.at = fresh < 0 ? this.images.length : fresh;
     this.other = false;
@@ -155,29 +194,38 @@ export class Tray {
     this.focus();
   }
 
+  /** Where the next answer comes from: the keys, or the field to find a class, for those who answer by typing. */
   focus() {
-    this.place.querySelector(".tray")?.focus({ preventScroll: true });
+    const place = (this.finding && this.place.querySelector("#label-find")) || this.place.querySelector(".tray");
+    place?.focus({ preventScroll: true });
   }
 
   key(event) {
     if (!this.open || event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target.matches("input, textarea, select");
+    // A key that is held down is one answer, not one for each image that comes.
+    if (event.repeat && (event.key === "Enter" || (event.key.length === 1 && !typing))) {
+      event.preventDefault();
+      return;
+    }
     if (event.key === "Escape" && (this.other || typing)) {
-      this.other = false;
+      this.other = this.finding = false;
       this.wanted = "";
       this.draw();
       this.focus();
-    } else if (typing) {
+    } else if (typing && !(event.key.startsWith("Arrow") && event.target.id === "label-find" && !event.target.value)) {
       return;
     } else if (event.key === "Enter") {
       if (event.target.matches("button, summary, a")) return; // it is pressed
-      if (this.current) this.give(this.current.predicted);
+      if (this.byEnter() !== undefined) this.give(this.byEnter());
     } else if (event.key === "ArrowRight" || event.key === "s" || event.key === "S") {
       this.skip();
     } else if (event.key === "ArrowLeft" || event.key === "u" || event.key === "U") {
       this.back();
     } else if (event.key === "n" || event.key === "N") {
       this.name();
+    } else if (event.key === "/" && this.classes.length > MANY) {
+      this.place.querySelector("#label-find")?.focus();
     } else {
       const label = event.key.length === 1 ? this.classes[KEYS.indexOf(event.key.toLowerCase())] : undefined;
       if (label === undefined || !this.current) return;
@@ -199,11 +247,10 @@ export class Tray {
     const { label, act } = button.dataset;
     if (label !== undefined) this.give(label);
     else if (act === "start") this.start();
-    else if (act === "accept") this.give(this.current.predicted);
     else if (act === "skip") this.skip();
     else if (act === "back") this.back();
     else if (act === "other") this.name();
-    else if (act === "again") { this.dry = false; this.start(); }
+    else if (act === "again") this.again();
     else if (act === "stop") { this.open = false; this.draw(); this.place.querySelector("button").focus(); }
   }
 
@@ -213,18 +260,34 @@ export class Tray {
       const label = document.getElementById("label-other").value.trim();
       if (label) this.give(label);
     } else {
-      const first = this.chosen()[0];
-      if (first !== undefined) this.give(first);
+      if (this.byEnter() !== undefined) this.give(this.byEnter());
     }
   }
 
+  /** The classes that have what is typed: that one itself, then those that begin so, then the others. */
   chosen() {
     const wanted = this.wanted.trim().toLowerCase();
-    return wanted ? this.classes.filter((each) => each.toLowerCase().includes(wanted)) : this.classes;
+    if (!wanted) return this.classes;
+    const found = { 0: [], 1: [], 2: [] };
+    for (const each of this.classes) {
+      const name = each.toLowerCase();
+      if (name.includes(wanted)) found[name === wanted ? 0 : name.startsWith(wanted) ? 1 : 2].push(each);
+    }
+    return Object.values(found).flat();
+  }
+
+  /** What Enter answers: the first class that was found, or that the model is right. */
+  byEnter() {
+    return this.wanted.trim() ? this.chosen()[0] : this.current?.predicted;
   }
 
   draw() {
+    const held = this.place.contains(document.activeElement);
     redraw(this.place, this.status(), this.open ? this.tray() : this.closed());
+    const find = this.place.querySelector("#label-find");
+    if (find && find.value !== this.wanted) find.value = this.wanted;
+    // What had the focus may be gone, an empty tray for one; without it the keys would reach nobody.
+    if (this.open && held && !this.place.contains(document.activeElement)) this.focus();
     if (this.images[this.at + 1]) preload(this.images[this.at + 1].image);
   }
 
@@ -236,8 +299,8 @@ export class Tray {
 
   status() {
     const { waiting, trouble, arrived } = this.outbox;
-    const given = this.images.filter((each) => each.given).length;
-    const skipped = this.images.filter((each) => each.given === "").length;
+    const given = this.gone.labelled + this.images.filter((each) => each.given).length;
+    const skipped = this.gone.skipped + this.images.filter((each) => each.given === "").length;
     const parts = [`${count(given)} labelled`, skipped ? `${count(skipped)} skipped` : null, `${counted(Math.max(0, this.images.length - this.at), "image")} to go`].filter(Boolean);
     return [
       el("p.small.quiet", { role: "status", "data-key": "progress" }, this.open && this.images.length ? `${parts.join(", ")}.` : "", arrived && !waiting.length ? " All sent." : ""),
@@ -256,23 +319,29 @@ export class Tray {
           el("button", { type: "button", "data-act": "stop" }, "Close")))));
     }
     const given = image.given || null;
+    const [found, byEnter, many] = [this.chosen(), this.byEnter(), this.classes.length > MANY];
     return el("div.tray", { tabindex: -1, role: "group", "data-key": "tray", "aria-label": `Labelling: the model says ${image.predicted}, ${percent(image.confidence, 0)} sure` },
       shot(relative(image.image), "The image to label", "this picture cannot be shown"),
       el("div", { "data-key": "answers" },
         el("p", {}, "The model says ", el("b", {}, image.predicted), `, ${percent(image.confidence, 0)} sure.`, given ? [" You said ", el("b", {}, given), "."] : null),
         el("p.small.quiet", {}, image.chosen === "random" ? "Drawn at random; came in " : "One of those it was least sure of; came in ", since(image.at), "."),
-        this.classes.length > 12 ? el("form", { id: "label-find-form", "data-key": "find" }, el("label", { for: "label-find" }, "Find a class"), el("input", { id: "label-find", type: "search", autocomplete: "off" })) : null,
-        el("div.classes", { "data-key": "classes", role: "group", "aria-label": "Classes" }, this.chosen().slice(0, 200).map((label) => {
+        many ? el("form", { id: "label-find-form", "data-key": "find" },
+          el("label", { for: "label-find" }, "Find a class ", el("kbd", { "aria-hidden": "true" }, "/")),
+          el("input", { id: "label-find", type: "search", autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/", "aria-describedby": "label-found" }),
+          el("p.small.quiet", { id: "label-found", role: "status" }, byEnter === undefined ? "No class has these letters. Esc, then N, names a new one." : `${this.wanted.trim() ? `${counted(found.length, "class", "classes")} found. ` : `${counted(found.length, "class", "classes")}. Type some letters of one. `}Enter answers ${byEnter}.`)) : null,
+        el("div.classes", { "data-key": "classes", role: "group", "aria-label": "Classes" }, found.slice(0, SHOWN).map((label) => {
           const key = KEYS[this.classes.indexOf(label)];
           return el(label === image.predicted ? "button.answer" : "button", { type: "button", "data-label": label, "data-key": `class ${label}`, "aria-pressed": given === label ? "true" : null, "aria-keyshortcuts": key },
-            key ? el("kbd", { "aria-hidden": "true" }, key.toUpperCase()) : null, el("span", {}, label), label === image.predicted ? el("kbd", { "aria-hidden": "true" }, "↵") : null);
+            key ? el("kbd", { "aria-hidden": "true" }, key.toUpperCase()) : null, el("span", {}, label), label === byEnter ? el("kbd", { "aria-hidden": "true" }, "↵") : null);
         })),
+        found.length > SHOWN ? el("p.small.quiet", { "data-key": "more" }, `and ${counted(found.length - SHOWN, "class", "classes")} more: type to find them`) : null,
         this.other ? el("form", { id: "label-other-form", "data-key": "other" }, el("label", { for: "label-other" }, "A label that is no class"), el("div.row", {}, el("input", { id: "label-other", maxlength: 200, required: true, autocomplete: "off" }), el("button", {}, "Save"))) : null,
         el("div.row", { "data-key": "acts" },
-          act("skip", "Skip", "S"), act("back", "Back", "U", !this.at), act("other", "No class …", "N"), el("button", { type: "button", "data-act": "stop" }, "Close"))));
+          act("skip", "Skip", many ? "→" : "S"), act("back", "Back", many ? "←" : "U", !this.at), act("other", "No class …", "N"), el("button", { type: "button", "data-act": "stop" }, "Close"))));
   }
 }
 
 function act(name, text, key, disabled = false) {
-  return el("button", { type: "button", "data-act": name, "aria-keyshortcuts": key, disabled }, text, " ", el("kbd", { "aria-hidden": "true" }, key));
+  const named = { "→": "ArrowRight", "←": "ArrowLeft" }[key] ?? key;
+  return el("button", { type: "button", "data-act": name, "aria-keyshortcuts": named, disabled }, text, " ", el("kbd", { "aria-hidden": "true" }, key));
 }

@@ -1,15 +1,15 @@
 // The operations page: reads the overview again and again, shows what changed, and makes a version live.
 
-import { Problem, call, keys, send } from "./calls.js";
+import { Problem, call, keys, loadMissing, send } from "./calls.js";
 import { draw, repaint } from "./charts.js";
-import { notice, refreshTimes, timeOfDay } from "./elements.js";
+import { capital, notice, refreshTimes, timeOfDay } from "./elements.js";
 import { Outbox, Tray } from "./labelling.js";
 import { events, show } from "./sections.js";
 import { TryIt } from "./tryit.js";
 
 const VISIBLE = 5; // seconds between two looks
 const HIDDEN = 60;
-const LONGEST = 60; // after errors
+const LONGEST = 15; // after errors, in sight
 const KEPT = 1_100; // milliseconds: an overview that is asked for anew may still be a second old
 
 const $ = (id) => document.getElementById(id);
@@ -39,31 +39,36 @@ async function look({ anew = false } = {}) {
   clearTimeout(timer);
   const turn = (looking = Symbol("a look"));
   try {
-    const headers = { ...(etag && { "If-None-Match": etag }), ...(anew && { "Cache-Control": "no-cache" }) };
-    const response = await call(`v1/overview?hours=${hours}`, { headers });
-    const found = response.status === 304 ? null : await response.json();
+    const asking = { ...(etag && { "If-None-Match": etag }), ...(anew && { "Cache-Control": "no-cache" }) };
+    const { found, headers } = await call(`v1/overview?hours=${hours}`, { headers: asking });
     if (turn !== looking) return;
     if (found) {
-      etag = response.headers.get("ETag");
       overview = found;
       render();
+      etag = headers.get("ETag"); // only now: what could not be shown is asked for again
     }
+    if (failures) loadMissing();
     failures = 0;
     lastSeen = new Date();
     $("away").hidden = true;
     $("main").classList.remove("old");
   } catch (error) {
     if (turn !== looking) return;
-    if (!(error instanceof Problem)) throw error;
     failures += 1;
-    if (error.aboutKey) needsKey("read", error);
-    else away(error);
+    away(error);
+    if (!(error instanceof Problem)) console.error(error);
+  } finally {
+    if (turn === looking) {
+      updated();
+      timer = setTimeout(look, 1000 * pause());
+    }
   }
-  updated();
-  timer = setTimeout(look, 1000 * pause());
 }
 
-const pause = () => (failures ? Math.min(LONGEST, 2 ** failures) : document.visibilityState === "visible" ? VISIBLE : HIDDEN);
+function pause() {
+  if (document.visibilityState !== "visible") return HIDDEN;
+  return failures ? Math.min(LONGEST, 2 ** failures) : VISIBLE;
+}
 
 function render() {
   show(overview, $("events-filter").value);
@@ -74,11 +79,17 @@ function render() {
 
 /** The last picture stays, greyed, with what is wrong above it. */
 function away(problem) {
-  const what = problem.status === 0 ? "The server does not answer." : problem.status === 503 ? `The service answers, but its ledger does not: ${problem.message}.` : `${problem.title}: ${problem.message}.`;
+  $("main").classList.toggle("old", overview !== null);
+  $("away").hidden = Boolean(problem.aboutKey);
+  if (problem.aboutKey) {
+    needsKey("read", problem);
+    return;
+  }
+  const what = !(problem instanceof Problem) ? `This page cannot show what the service answers; if it was updated, load the page again (${problem.message}).`
+    : problem.status === 0 ? `${capital(problem.message)}.`
+    : problem.status === 503 ? `The service answers, but its ledger does not: ${problem.message}.` : `${problem.title}: ${problem.message}.`;
   const text = `${what} ${lastSeen ? `What you see is of ${timeOfDay(lastSeen)}. ` : ""}Trying again by itself.`;
   if ($("away").textContent !== text) $("away").textContent = text;
-  $("away").hidden = false;
-  $("main").classList.toggle("old", overview !== null);
 }
 
 function updated() {
@@ -93,9 +104,14 @@ function soon() {
   look({ anew: true });
 }
 
-document.addEventListener("visibilitychange", () => { if (document.visibilityState === "visible") look(); });
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible") {
+    refreshTimes();
+    look();
+  }
+});
 addEventListener("online", () => look());
-setInterval(refreshTimes, 15_000);
+setInterval(() => { if (document.visibilityState === "visible") refreshTimes(); }, 15_000);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
 $("hours").addEventListener("change", (event) => {
@@ -111,6 +127,8 @@ $("key-form").addEventListener("submit", (event) => {
   $("key-value").value = "";
   $("key").hidden = true;
   outbox.flush();
+  tray.retry();
+  loadMissing();
   soon();
 });
 
@@ -134,7 +152,7 @@ document.addEventListener("click", (event) => {
     : `${version} answers everything from now on${live ? ` in place of ${live.version}` : ""}. The gate is not asked, and it does not go live in steps${rollout ? `; what does so now, ${rollout.version}, ends` : ""}. Workers swap within seconds; no request is lost.`;
   $("deploy-go").textContent = back ? "Roll back" : "Promote";
   $("deploy-problem").textContent = "";
-  $("deploy-reason").value = "";
+  $("deploy-reason").value = $("deploy-key").value = "";
   askForKey(overview.needs_key.admin && !keys.get("admin"));
   dialog.showModal();
   $("deploy-reason").focus();

@@ -27,20 +27,21 @@ const drawn = new Map();
 function once(name, of, make) {
   const text = JSON.stringify(of);
   if (drawn.get(name) === text) return;
-  drawn.set(name, text);
   make();
+  drawn.set(name, text);
 }
 
 export function show(overview, filter) {
   const { state, live, check } = overview;
-  once("state", [overview.name, state, live, check?.accuracy, check?.at, check?.verdict], () => hero(overview));
+  const { watch, rollout } = overview;
+  once("state", [overview.name, state, live, check?.accuracy, check?.at, check?.verdict, watch, rollout], () => hero(overview));
   once("check", check, () => redraw($("check-body"), check ? lastCheck(check) : noCheck(live)));
-  once("underway", [overview.watch, overview.rollout, overview.new_labels], () => underway(overview));
+  once("underway", [watch, rollout, overview.new_labels], () => underway(overview));
   once("models", overview.models, () => redraw($("models-body"), models(overview.models)));
   once("events", overview.events, () => events(overview.events, filter));
 }
 
-function hero({ name, state, live, check }) {
+function hero({ name, state, live, check, watch, rollout }) {
   $("name").textContent = name;
   const tone = state.tone;
   $("state").setAttribute("class", `hero ${tone}`);
@@ -51,7 +52,8 @@ function hero({ name, state, live, check }) {
   const low = accuracy ? Math.max(0, Math.floor(accuracy.low * 5 - 0.5) / 5) : 0;
   redraw($("state-body"),
     el("div", {}, pill(tone, title), el("p.headline", {}, sentence(state, check)),
-      live ? el("p.quiet.small", {}, "Version ", el("code", {}, live.version), `, live since ${moment(live.deployed_at, true)}: ${live.reason} (${live.actor})`) : null),
+      live ? el("p.quiet.small", {}, "Version ", el("code", {}, live.version), `, live since ${moment(live.deployed_at)}: ${live.reason} (${live.actor})`) : null,
+      rollout || watch ? el("p.quiet.small", {}, el("a", { href: "#underway" }, "Under way"), `: ${[rollout ? `${rollout.version} goes live in steps, ${rollout.stage}` : null, watch ? `watched beside ${watch.compared_with}, ${count(watch.rows)} of ${count(watch.of)} labelled images compared` : null].filter(Boolean).join("; ")}.`) : null),
     accuracy ? el("div", {}, el("div.big", {}, (100 * accuracy.value).toFixed(1), el("small", {}, " %")),
       el("p.quiet.small", {}, `accuracy ${how}; 95\u00a0% interval ${percent(accuracy.low)} to ${percent(accuracy.high)}`),
       track(accuracy, low), el("div.scale", { "aria-hidden": "true" }, el("span", {}, percent(low, 0)), el("span", {}, "100 %"))) : null);
@@ -64,7 +66,7 @@ function sentence(state, check) {
   const { labels, labelled, estimated } = check?.accuracy ?? {};
   const accuracy = labels ? `accuracy ${labels.value.toFixed(2)} by ${counted(labelled, "label")}` : estimated ? `accuracy ${estimated.value.toFixed(2)}, estimated` : "accuracy not known";
   return [
-    `${said} since ${moment(state.since, true)}; ${accuracy}`,
+    `${said} since ${moment(state.since)}; ${accuracy}`,
     check ? ["; last check ", since(check.at)] : "",
     state.stale ? "; nobody is checking: is `perennial watch` running?" : ".",
   ].flat();
@@ -127,7 +129,14 @@ function example(each) {
 
 function underway({ watch, rollout, new_labels: fresh }) {
   const parts = [];
-  if (rollout) parts.push(el("p", {}, pill("caution", "going live in steps"), " ", el("code", {}, rollout.version), `: ${rollout.stage}, since `, since(rollout.since), ". Roll back stops it."));
+  if (rollout) {
+    const { answered, of, agreed, faults } = rollout;
+    parts.push(el("p", {}, pill("caution", "going live in steps"), " ", el("code", {}, rollout.version), " beside ", el("code", {}, rollout.champion), `: ${agreed === null ? rollout.stage : "in the shadow, where nobody sees its answers"}; stage ${rollout.number} of ${rollout.stages}, since `, since(rollout.since), ". Roll back stops it."));
+    parts.push(el("dl.facts", {},
+      fact("Images in this stage", answered < of ? `${count(answered)} of the ${count(of)} it needs` : `${count(answered)}, as many as it needs`),
+      agreed !== null && answered ? fact("Says the same as the live one", `${percent(agreed / answered)} (${count(agreed)} of ${count(answered)})`) : null,
+      faults ? fact("Failed to answer", el("b.wrong", {}, count(faults))) : null));
+  }
   if (watch) {
     parts.push(el("p", {}, pill("plain", "watch"), " The live model beside ", el("code", {}, watch.compared_with), `, which it replaced: ${count(watch.rows)} of ${count(watch.of)} labelled images compared.`));
     if (watch.rows) parts.push(el("dl.facts", {}, fact("Live", interval(watch.live)), fact("Before", interval(watch.before)), fact("Only the live one right", count(watch.only_live)), fact("Only the one before right", count(watch.only_before))));

@@ -1,7 +1,7 @@
 // Try it: an image by drag and drop, by paste or from a file, what the model says of it, and what is right.
 
-import { call } from "./calls.js";
-import { el, notice, percent, redraw } from "./elements.js";
+import { ask } from "./calls.js";
+import { el, notice, percent } from "./elements.js";
 
 const TOP = 5;
 
@@ -15,9 +15,9 @@ export class TryIt {
     this.picture = el("div", {});
     this.drop = el("div.drop", {}, this.picture, input);
     this.answer = el("div", { role: "status", id: "try-answer" });
-    redraw(this.picture, hint());
+    this.picture.append(hint());
     place.append(el("div.tries", {}, el("div", {}, el("label.hidden", { for: "try-file" }, "An image to classify"), this.drop), this.answer));
-    redraw(this.answer, el("p.quiet", {}, "It is recorded like any other prediction, with the source “ops”."));
+    this.say(el("p.quiet", {}, "It is recorded like any other prediction, with the source “ops”."));
     input.addEventListener("change", () => { if (input.files[0]) this.send(input.files[0]); input.value = ""; });
     // A picture that misses the field must not replace the page.
     for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
@@ -26,9 +26,16 @@ export class TryIt {
     this.drop.addEventListener("drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) this.send(event.dataTransfer.files[0]); });
     document.addEventListener("paste", (event) => {
       const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
-      if (file) this.send(file);
+      if (!file) return;
+      this.drop.scrollIntoView({ block: "nearest" });
+      this.send(file);
     });
     this.answer.addEventListener("click", (event) => this.click(event));
+  }
+
+  /** All of it anew: what somebody chose for the image before must not stay chosen for this one. */
+  say(...what) {
+    this.answer.replaceChildren(...what);
   }
 
   async send(file) {
@@ -38,16 +45,15 @@ export class TryIt {
     const image = el("img", { alt: `The image ${file.name}`, src: this.url });
     image.addEventListener("error", () => image.replaceWith(el("p.quiet", {}, "This browser cannot show it; the model may still read it.")));
     this.picture.replaceChildren(image, hint());
-    redraw(this.answer, el("p.quiet", {}, "Asking …"));
+    this.say(el("p.quiet", {}, "Asking …"));
     const began = performance.now();
     try {
       const top = Math.max(1, Math.min(TOP, this.classes.length || 3));
-      const response = await call(`v1/predict?top=${top}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream", "X-Source": "ops" } });
-      const found = await response.json();
+      const found = await ask(`v1/predict?top=${top}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream", "X-Source": "ops" } });
       if (turn === this.tries) this.show(found, performance.now() - began);
     } catch (problem) {
       if (turn !== this.tries) return;
-      redraw(this.answer, el("p.wrong", {}, el("b", {}, problem.title), `: ${problem.message}`));
+      this.say(el("p.wrong", {}, el("b", {}, problem.title), `: ${problem.message}`));
       if (problem.aboutKey) this.needsKey("predict", problem);
     }
   }
@@ -55,7 +61,7 @@ export class TryIt {
   show(found, milliseconds) {
     this.found = found;
     const labels = this.classes.length ? this.classes : found.top.map((each) => each.label);
-    redraw(this.answer,
+    this.say(
       el("p", {}, el("b", {}, found.label), `, ${percent(found.confidence)} sure.`),
       el("ul.bars", {}, found.top.map((each) => el("li", {}, el("span.bar", { style: `width:${(100 * each.probability).toFixed(1)}%` }), el("span", {}, each.label), el("span", {}, percent(each.probability))))),
       el("p.small.quiet", {}, `Answered in ${milliseconds.toFixed(0)} ms, on the way included, by `, el("code", {}, found.model.version), "."),
