@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ def inline_code(text: str) -> list[str]:
 
 def parse(words: Sequence[str]) -> None:
     """Raises if `words`, the first of them `perennial`, are no command of ours with options that it has."""
-    command: Any = typer.main.get_command(app)
-    context, arguments = None, list(words[1:])
+    command, context, arguments = _perennial(), None, list(words[1:])
     while True:
         with command.make_context(words[0], list(arguments), parent=context) as context:
             if not getattr(command, "commands", None):
@@ -60,7 +60,13 @@ def parse(words: Sequence[str]) -> None:
             _, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
 
 
+@cache
+def _perennial() -> Any:
+    return typer.main.get_command(app)
+
+
 def perennial_within(command: str) -> list[str]:
     """The words of the `perennial ...` that another program is given to run."""
     words = shlex.split(command)
-    return ["perennial", *words[next(at for at, word in enumerate(words) if Path(word).name == "perennial") + 1 :]]
+    at = next(at for at, word in enumerate(words) if word == "perennial" or word.endswith("/bin/perennial"))
+    return ["perennial", *words[at + 1 :]]
