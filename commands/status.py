@@ -170,7 +170,7 @@ def _show(document: dict[str, Any]) -> None:
         table.add_row("check", "none yet; run: perennial monitor")
     else:
         colour = {"ok": "green", "insufficient_data": "yellow"}.get(check["verdict"], "red")
-        said = "; ".join(str(cause) for cause in check["causes"])
+        said = "; ".join(f"{cause['cause']}: {cause['why']}" for cause in check["causes"])
         table.add_row("check", f"[{colour}]{check['verdict']}[/] {check['at'][:19]} UTC {escape(said)}")
         if check["state"]:
             table.add_row("state", check["state"])

@@ -241,6 +241,7 @@ def card(name: str, live: LiveModel) -> dict[str, Any]:
     """What is known of a live model, without the paths of the machine that trained it."""
     manifest = live.bundle.manifest.model_dump(mode="json", exclude={"files", "schema_number"})
     del manifest["dataset"]["location"]
+    manifest["findings"] = [{"kind": each["kind"]} for each in manifest["findings"]]  # the rest names images
     manifest["pretrained"]["source"] = PurePath(manifest["pretrained"]["source"]).name
     trained_at = manifest.pop("created_at")
     return {

@@ -26,7 +26,8 @@ def perennial_here(*arguments: str | Path, cwd: Path) -> subprocess.CompletedPro
     code. What a command changes of this process (variables, options, signals, the garbage collector) is put back."""
     said, complained, code = io.StringIO(), io.StringIO(), 0
     words = ["perennial", *map(str, arguments)]
-    handler, collecting = signal.getsignal(signal.SIGTERM), gc.get_threshold()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    collecting = gc.get_threshold()
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", words)
@@ -37,6 +38,7 @@ def perennial_here(*arguments: str | Path, cwd: Path) -> subprocess.CompletedPro
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             gc.set_threshold(*collecting)
     return subprocess.CompletedProcess(words, code, said.getvalue(), complained.getvalue())

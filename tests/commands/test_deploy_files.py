@@ -13,30 +13,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import typer
 import yaml
 
-from commands.main import app
 from perennial import schedule
 from perennial.settings import Settings, known_keys, load_settings
 from perennial.settings_sections import ReadPath, ServeSettings
+from tests.documented_commands import parse
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").iterdir())
 MANIFESTS = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
 CRONTAB = ROOT / "deploy" / "cron" / "perennial.crontab"
 VARIABLES = {f"PERENNIAL_{key.replace('.', '__')}".upper() for key in known_keys()} | {"PERENNIAL_CONFIG"}
-
-
-def parses(words: list[str]) -> None:
-    """It is a command of ours, with options that it has."""
-    command: Any = typer.main.get_command(app)
-    context, arguments = None, words[1:]
-    while True:
-        with command.make_context(words[0], list(arguments), parent=context) as context:
-            if not getattr(command, "commands", None):
-                return
-            _, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
 
 
 def unit(path: Path) -> dict[str, dict[str, list[str]]]:
@@ -76,7 +64,7 @@ def test_every_unit_runs_a_command_that_there_is_under_a_user_of_its_own() -> No
         service = found["Service"]
         for line in service["ExecStart"]:
             assert line.startswith("/opt/perennial/bin/perennial ")
-            parses(shlex.split(line))
+            parse(shlex.split(line))
         for line in service["Environment"]:
             names = {word.partition("=")[0] for word in line.split()}
             assert {name for name in names if name.startswith("PERENNIAL_")} <= VARIABLES
@@ -127,7 +115,7 @@ def test_every_pod_runs_commands_that_there_are_with_settings_that_there_are() -
             else:
                 commands = [words]
             for command in commands:
-                parses(command)
+                parse(command)
                 ran.add(" ".join(command))
             names = {each["name"] for each in container["env"]}
             assert names <= VARIABLES
@@ -214,6 +202,6 @@ def test_every_line_of_the_crontab_is_a_time_and_a_command() -> None:
             schedule.check(" ".join(times))
             assert user == "perennial"
             assert subprocess.run(["sh", "-n", "-c", command], check=False).returncode == 0
-            parses(shlex.split(command[command.rindex("perennial ") :].partition(" ||")[0]))
+            parse(shlex.split(command[command.rindex("perennial ") :].partition(" ||")[0]))
             commands += 1
     assert commands == 2

@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from commands.main import app
+from tests.documented_commands import parse
 
 ROOT = Path(__file__).parents[2]
 #: What a parser already does something for: it is not parsed here.
@@ -41,18 +42,12 @@ def examples(help_text: str) -> list[list[str]]:
     return [words for words in found if words[-1] not in ACT_AT_ONCE]
 
 
-PAGES = [(ROOT / "docs" / name).read_text("utf-8") for name in ("command-line.md", "scheduling.md")]
-EXAMPLES = [words for text in [*(each.help or "" for each in VERBS.values()), *PAGES] for words in examples(text)]
+EXAMPLES = [words for each in VERBS.values() for words in examples(each.help or "")]
 
 
 @pytest.mark.parametrize("words", EXAMPLES, ids=" ".join)
 def test_an_example_is_a_command_with_options_that_there_are(words: list[str]) -> None:
-    command, arguments, context = VERBS[()], words[1:], None
-    while True:
-        with command.make_context(words[0], list(arguments), parent=context) as context:
-            if not getattr(command, "commands", None):
-                return
-            _, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+    parse(words)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,16 @@ def test_without_a_terminal_it_says_what_to_do_instead(home: Path) -> None:
         assert words in str(done.exception)
 
 
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_at_once_a_check_is_told_in_words(
+    busy: str, ledger_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERENNIAL_DATABASE_URL", ledger_url)
+    said = " ".join(CliRunner().invoke(app, ["status"]).stdout.split())
+    assert "data_drift: [red]other[/] images" in said
+    assert "columns" not in said
+
+
 def test_it_draws_on_the_other_screen_until_ctrl_c(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,18 +100,6 @@ def test_there_is_no_runbook_without_an_alert() -> None:
     assert headings == [alert["alert"] for alert in ALERTS]
 
 
-def test_runbooks_link_to_what_is_there() -> None:
-    for name in ("runbooks.md", "operations.md"):
-        text = (ROOT / "docs" / name).read_text("utf-8")
-        for page, anchor in re.findall(r"\]\(([\w.-]*)(?:#([\w-]+))?\)", text):
-            linked = (ROOT / "docs" / (page or name)).read_text("utf-8")
-            anchors = {
-                re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
-                for title in re.findall(r"^#+ (.*)$", linked, flags=re.MULTILINE)
-            }
-            assert not anchor or anchor in anchors, f"{name} links to {page}#{anchor}"
-
-
 def test_rules_and_dashboards_name_only_metrics_that_exist() -> None:
     known = load("docs/make_metrics_page.py").names() | {rule["record"] for rule in RECORDED} | PROMETHEUS
     used: dict[str, set[str]] = {}

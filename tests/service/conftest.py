@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from perennial.bundle import Dataset, Estimate, Manifest, Pretrained, new_version, upload_bundle, write_bundle
+from perennial.bundle import Dataset, Estimate, Finding, Manifest, Pretrained, new_version, upload_bundle, write_bundle
 from perennial.graph import PROPERTIES
 from perennial.images import InputRule
 from perennial.ledger import deployments, events, models, open_ledger, predictions
@@ -39,6 +39,8 @@ from perennial.storage import Storage
 COLOURS = ("red", "green", "blue")
 SIDE = 32
 COMMAND = ("-m", "commands.main", "serve")
+#: An image of the trainer's, which nobody who calls the service is told of.
+PRIVATE = "/somewhere/private/1.jpg"
 #: What `verify` is for HTTP without TLS: reading all certificates for each client takes longer than most answers.
 PLAIN = False
 
@@ -114,6 +116,7 @@ class World:
             temperature=1.0,
             properties=PROPERTIES,
             precisions=("float32",),
+            findings=(Finding(kind="near_duplicates", message=f"such as {PRIVATE}", locations=(PRIVATE,)),),
             seed=0,
             packages={},
         )

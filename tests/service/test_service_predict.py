@@ -278,6 +278,7 @@ def test_the_model_card_says_what_is_live_and_no_path_of_the_trainer(shared_serv
     assert card["metrics"]["accuracy"] == {"value": 0.9, "low": 0.8, "high": 0.95}
     assert card["pretrained"] == {"source": "roots.safetensors", "sha256": "0" * 64}
     assert card["reason"] == "a test"
+    assert card["findings"] == [{"kind": "near_duplicates"}]
     assert {"trained_at", "deployed_at", "backbone", "strategy", "version"} <= set(card)
     assert "/somewhere/private" not in answer.text
     assert "/home/somebody" not in answer.text
