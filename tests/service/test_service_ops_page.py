@@ -350,7 +350,7 @@ def test_a_server_that_was_killed_is_missed_and_found_again_by_itself(told: Scen
         said, port = page.locator("#state .pill").inner_text(), httpx.URL(told.url).port
         assert port is not None
         told.server.kill()
-        expect(page.locator("#away")).to_contain_text("The server does not answer. What you see is of", timeout=10_000)
+        expect(page.locator("#away")).to_contain_text("The server does not answer. What you see is of")
         expect(page.locator("#updated")).to_contain_text("Not updated since")
         expect(page.locator("#state .pill")).to_have_text(said)
         expect(page.locator(".chart canvas")).to_have_count(3)
