@@ -487,7 +487,7 @@ def test_it_shows_a_watch_and_each_stage_of_a_rollout_with_numbers(told: Scene, 
         answers = [server.predict(scene(CLASSES[seed % 3], 300 + seed)) for seed in range(6)]
         world.settle()
         watched(told.story, answers[:4], right=(True, True, True, False), before=(True, False, True, False))
-        assert wait(lambda: overview(server)["rollout"]["answered"] >= 3, 10)
+        assert wait(lambda: (overview(server)["rollout"] or {"answered": 0})["answered"] >= 3, 15)
         with visiting(chromium, told.url) as visit:
             page = visit.page
             underway, models = page.locator("#underway-body"), page.locator("#models")
