@@ -357,7 +357,7 @@ def test_a_server_that_was_killed_is_missed_and_found_again_by_itself(told: Scen
         page.locator("#try-file").set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"x"})
         expect(page.locator("#try-answer .wrong")).to_contain_text("the server does not answer")
         told.start(port)
-        expect(page.locator("#away")).to_be_hidden(timeout=20_000)
+        expect(page.locator("#away")).to_be_hidden(timeout=40_000)
         expect(page.locator("#updated")).to_contain_text("Updated")
         assert page.locator("main").get_attribute("class") == ""
         visit.refused()
