@@ -18,6 +18,7 @@ ASSETS: Final = {
     "/ops/charts.js": ("charts.js", _SCRIPT, "Its timelines."),
     "/ops/sections.js": ("sections.js", _SCRIPT, "Its sections."),
     "/ops/labelling.js": ("labelling.js", _SCRIPT, "Its labelling tray."),
+    "/ops/outbox.js": ("outbox.js", _SCRIPT, "Its labels on their way."),
     "/ops/tryit.js": ("tryit.js", _SCRIPT, "Its field to try an image in."),
     "/ops/icon.svg": ("icon.svg", "image/svg+xml", "Its icon."),
     "/ops/ops.css": ("ops.css", _STYLE, "Its style."),

@@ -70,7 +70,7 @@ export const timeOfDay = (when) => clock.format(when);
 export const dayOf = (when) => day.format(when);
 
 /** `just now`, `3 min ago`, `5 h ago`, `12 days ago`: as `perennial status` says it. */
-export function ago(at) {
+function ago(at) {
   const minutes = Math.round((Date.now() - new Date(at)) / 60000);
   if (minutes < 1) return "just now";
   if (minutes < 90) return `${minutes} min ago`;

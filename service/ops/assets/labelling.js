@@ -1,10 +1,9 @@
-// The labelling tray: one image at a time, an answer by a key or a button, sent until it has arrived.
+// The labelling tray: one image at a time, an answer by a key, by typing or by a button.
 
-import { Problem, ask, preload, relative, send } from "./calls.js";
-import { count, counted, el, notice, percent, redraw, since } from "./elements.js";
+import { ask, preload, relative } from "./calls.js";
+import { count, counted, el, percent, redraw, since } from "./elements.js";
 import { shot } from "./sections.js";
 
-const SHELF = "perennial.labels"; // what has not arrived yet, so that reloading the page loses nothing
 const KEYS = "123456789abcdefghijklmopqrtvwxyz"; // without N, S and U
 const MANY = 12; // classes: more are answered by their letters, as nobody knows so many keys
 const TOUCHED = matchMedia("(pointer: coarse)"); // where a field with the focus calls up a keyboard
@@ -13,70 +12,6 @@ const BEHIND = 200; // images that one can go back to
 const FEW = 5; // images left: ask for more
 const ASK = 20;
 const MOST = 100;
-
-/** Sends labels in order, again and again until each has arrived or is refused for good. */
-export class Outbox {
-  constructor(changed, needsKey) {
-    this.waiting = JSON.parse(sessionStorage.getItem(SHELF) ?? "[]");
-    this.trouble = null;
-    this.arrived = 0;
-    this.changed = changed;
-    this.needsKey = needsKey;
-    this.busy = false;
-    addEventListener("beforeunload", (event) => { if (this.waiting.length) event.preventDefault(); });
-    if (this.waiting.length) this.flush();
-  }
-
-  add(prediction_id, label) {
-    this.waiting.push({ prediction_id, label, source: "ops" });
-    this.keep();
-    this.flush();
-  }
-
-  keep() {
-    sessionStorage.setItem(SHELF, JSON.stringify(this.waiting));
-    this.changed();
-  }
-
-  async flush() {
-    if (this.busy) return;
-    this.busy = true;
-    try {
-      await this.sendAll();
-    } finally {
-      this.busy = false;
-      this.changed();
-    }
-  }
-
-  async sendAll() {
-    let pause = 1;
-    while (this.waiting.length) {
-      try {
-        await send("v1/feedback", this.waiting[0]);
-        this.arrived += 1;
-      } catch (problem) {
-        if (!(problem instanceof Problem)) throw problem;
-        this.trouble = problem;
-        if (problem.aboutKey) {
-          this.needsKey("feedback", problem);
-          break;
-        }
-        if (problem.passing) {
-          this.keep();
-          pause = Math.min(30, Math.max(problem.retryAfter ?? 0, 2 * pause));
-          await new Promise((done) => setTimeout(done, 1000 * pause));
-          continue;
-        }
-        notice(`“${this.waiting[0].label}” was not taken: ${problem.message}`, "bad");
-      }
-      this.trouble = null;
-      pause = 1;
-      this.waiting.shift();
-      this.keep();
-    }
-  }
-}
 
 export class Tray {
   constructor(place, outbox) {
@@ -297,6 +232,12 @@ export class Tray {
       el("p", {}, el("button.primary", { type: "button", "data-act": "start" }, "Start labelling")));
   }
 
+  hint(found, byEnter) {
+    if (byEnter === undefined) return "No class has these letters. Esc, then N, names a new one.";
+    const said = counted(found.length, "class", "classes") + (this.wanted.trim() ? " found." : ". Type some letters of one.");
+    return `${said} Enter answers ${byEnter}.`;
+  }
+
   status() {
     const { waiting, trouble, arrived } = this.outbox;
     const given = this.gone.labelled + this.images.filter((each) => each.given).length;
@@ -304,7 +245,8 @@ export class Tray {
     const parts = [`${count(given)} labelled`, skipped ? `${count(skipped)} skipped` : null, `${counted(Math.max(0, this.images.length - this.at), "image")} to go`].filter(Boolean);
     return [
       el("p.small.quiet", { role: "status", "data-key": "progress" }, this.open && this.images.length ? `${parts.join(", ")}.` : "", arrived && !waiting.length ? " All sent." : ""),
-      waiting.length && trouble ? el("div.unsent", { "data-key": "unsent" }, el("p", { role: "alert" }, `${counted(waiting.length, "label")} not sent yet: ${trouble.message}. ${trouble.aboutKey ? "They go out once there is a key." : "They are kept, and tried again."}`)) : null,
+      waiting.length && trouble ? el("div.unsent", { "data-key": "unsent" }, el("p", { role: "alert" },
+        `${counted(waiting.length, "label")} not sent yet: ${trouble.message}. ${trouble.aboutKey ? "They go out once there is a key." : "They are kept, and tried again."}`)) : null,
     ];
   }
 
@@ -328,7 +270,7 @@ export class Tray {
         many ? el("form", { id: "label-find-form", "data-key": "find" },
           el("label", { for: "label-find" }, "Find a class ", el("kbd", { "aria-hidden": "true" }, "/")),
           el("input", { id: "label-find", type: "search", autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/", "aria-describedby": "label-found" }),
-          el("p.small.quiet", { id: "label-found", role: "status" }, byEnter === undefined ? "No class has these letters. Esc, then N, names a new one." : `${this.wanted.trim() ? `${counted(found.length, "class", "classes")} found. ` : `${counted(found.length, "class", "classes")}. Type some letters of one. `}Enter answers ${byEnter}.`)) : null,
+          el("p.small.quiet", { id: "label-found", role: "status" }, this.hint(found, byEnter))) : null,
         el("div.classes", { "data-key": "classes", role: "group", "aria-label": "Classes" }, found.slice(0, SHOWN).map((label) => {
           const key = KEYS[this.classes.indexOf(label)];
           return el(label === image.predicted ? "button.answer" : "button", { type: "button", "data-label": label, "data-key": `class ${label}`, "aria-pressed": given === label ? "true" : null, "aria-keyshortcuts": key },

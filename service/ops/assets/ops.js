@@ -3,7 +3,8 @@
 import { Problem, call, keys, loadMissing, send } from "./calls.js";
 import { draw, repaint } from "./charts.js";
 import { capital, notice, refreshTimes, timeOfDay } from "./elements.js";
-import { Outbox, Tray } from "./labelling.js";
+import { Tray } from "./labelling.js";
+import { Outbox } from "./outbox.js";
 import { events, show } from "./sections.js";
 import { TryIt } from "./tryit.js";
 

@@ -53,10 +53,17 @@ function hero({ name, state, live, check, watch, rollout }) {
   redraw($("state-body"),
     el("div", {}, pill(tone, title), el("p.headline", {}, sentence(state, check)),
       live ? el("p.quiet.small", {}, "Version ", el("code", {}, live.version), `, live since ${moment(live.deployed_at)}: ${live.reason} (${live.actor})`) : null,
-      rollout || watch ? el("p.quiet.small", {}, el("a", { href: "#underway" }, "Under way"), `: ${[rollout ? `${rollout.version} goes live in steps, ${rollout.stage}` : null, watch ? `watched beside ${watch.compared_with}, ${count(watch.rows)} of ${count(watch.of)} labelled images compared` : null].filter(Boolean).join("; ")}.`) : null),
+      rollout || watch ? el("p.quiet.small", {}, el("a", { href: "#underway" }, "Under way"), `: ${onTheWay(watch, rollout).join("; ")}.`) : null),
     accuracy ? el("div", {}, el("div.big", {}, (100 * accuracy.value).toFixed(1), el("small", {}, " %")),
       el("p.quiet.small", {}, `accuracy ${how}; 95\u00a0% interval ${percent(accuracy.low)} to ${percent(accuracy.high)}`),
       track(accuracy, low), el("div.scale", { "aria-hidden": "true" }, el("span", {}, percent(low, 0)), el("span", {}, "100 %"))) : null);
+}
+
+function onTheWay(watch, rollout) {
+  const parts = [];
+  if (rollout) parts.push(`${rollout.version} goes live in steps, ${rollout.stage}`);
+  if (watch) parts.push(`watched beside ${watch.compared_with}, ${count(watch.rows)} of ${count(watch.of)} labelled images compared`);
+  return parts;
 }
 
 /** The state in one sentence, in the reader's own time; the service's own, in UTC, where this page does not know the state. */
@@ -131,7 +138,9 @@ function underway({ watch, rollout, new_labels: fresh }) {
   const parts = [];
   if (rollout) {
     const { answered, of, agreed, faults } = rollout;
-    parts.push(el("p", {}, pill("caution", "going live in steps"), " ", el("code", {}, rollout.version), " beside ", el("code", {}, rollout.champion), `: ${agreed === null ? rollout.stage : "in the shadow, where nobody sees its answers"}; stage ${rollout.number} of ${rollout.stages}, since `, since(rollout.since), ". Roll back stops it."));
+    const stage = agreed === null ? rollout.stage : "in the shadow, where nobody sees its answers";
+    parts.push(el("p", {}, pill("caution", "going live in steps"), " ", el("code", {}, rollout.version), " beside ", el("code", {}, rollout.champion),
+      `: ${stage}; stage ${rollout.number} of ${rollout.stages}, since `, since(rollout.since), ". Roll back stops it."));
     parts.push(el("dl.facts", {},
       fact("Images in this stage", answered < of ? `${count(answered)} of the ${count(of)} it needs` : `${count(answered)}, as many as it needs`),
       agreed !== null && answered ? fact("Says the same as the live one", `${percent(agreed / answered)} (${count(agreed)} of ${count(answered)})`) : null,
