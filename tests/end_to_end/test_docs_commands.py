@@ -55,6 +55,7 @@ PLACEHOLDERS: dict[str, str] = {
     '"ID"': '"{prediction}"',
     "01a1fb77-194f-7ebc-b7bf-c270089afb4e": "{prediction}",
     '"aster"': '"bees"',
+    '"guitar"': '"bees"',
 }
 #: Exit codes other than 0, each for the reason that it has in this installation.
 EXIT_CODES: dict[str, tuple[int, ...]] = {
