@@ -14,6 +14,7 @@ import typer
 from commands.main import app
 from docs import make_metrics_page, make_settings_page
 from perennial.settings import known_keys
+from tests.command_checks import VARIABLES
 from tests.documented_commands import PAGES, ROOT, inline_code, outside_of_blocks
 
 INDEX = "docs/README.md"
@@ -97,6 +98,8 @@ def test_the_settings_that_a_page_names_are_there(page: str) -> None:
     sections = "|".join({key.partition(".")[0] for key in known if "." in key})
     named = [re.match(rf"(?:{sections})\.[a-z_0-9]+(?= =|$)", code) for code in inline_code(PAGES[page])]
     assert {match[0] for match in named if match} - known - NO_SETTINGS == set()
+    variables = set(re.findall(r"\bPERENNIAL_[A-Z_]*[A-Z]\b", PAGES[page]))
+    assert variables - VARIABLES - {"PERENNIAL_TEST_DATA"} == set()
 
 
 def test_the_page_of_settings_is_what_they_say_of_themselves() -> None:

@@ -55,6 +55,7 @@ PLACEHOLDERS: dict[str, str] = {
     '"ID"': '"{prediction}"',
     "01a1fb77-194f-7ebc-b7bf-c270089afb4e": "{prediction}",
     '"aster"': '"bees"',
+    '"guitar"': '"bees"',
 }
 #: Exit codes other than 0, each for the reason that it has in this installation.
 EXIT_CODES: dict[str, tuple[int, ...]] = {
@@ -115,10 +116,10 @@ class Installation:
             is_ours = re.match(r"perennial [^|;&\n]*$", filled) is not None
             code, out, err = (self.perennial if is_ours else self.shell)(filled)
         assert code in EXIT_CODES.get(command, (0,)), f"{command}: exit code {code}\n{out}\n{err}"
+        if (" --json" in command and is_ours) or re.match(r"curl [^|]*/v1/", command):
+            self.look_at(command, json.loads(out))
         if "/v1/predict" in command:
             self.settle()
-        if '"prediction_id"' in out and "/v1/predict" in command:
-            self.prediction = re.findall(r'"prediction_id":\s*"([^"]+)"', out)[0]
 
     def perennial(self, command: str) -> tuple[int, str, str]:
         folder = self.folder
@@ -135,6 +136,13 @@ class Installation:
             timeout=120, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
+
+    def look_at(self, command: str, answer: dict[str, Any]) -> None:
+        if "prediction_id" in answer:
+            self.prediction = answer["prediction_id"]
+            assert answer["label"] == "bees"
+        if "/v1/feedback" in command:
+            assert answer["accepted"] == 1
 
     def before(self, command: str) -> None:
         """What a reader has by then: something to go back to, or to make live."""
