@@ -17,7 +17,7 @@ from perennial.settings import Settings
 
 #: An answer is kept at least so long.
 _FRESH_SECONDS: Final = 1.0
-#: Of a worker's time that reading may take. A long history makes answers older, not predictions slower.
+#: Of a processor that reading may take. A long history makes answers older, not predictions slower.
 _SHARE: Final = 0.025
 #: A span of time that nobody has asked for in so long is looked at no more: pages ask every five seconds.
 _LOOKED_AT_SECONDS: Final = 30.0
@@ -31,7 +31,7 @@ class Document:
     body: bytes
     etag: str
     read_at: float
-    took: float  # seconds
+    took: float  # seconds of this thread's processor time: waiting for a busy machine or a far database costs nobody
 
 
 class Overview:
@@ -40,14 +40,20 @@ class Overview:
     Args:
         needs_key: which kinds of calls ask for a key here.
         clock: seconds that only ever grow.
+        processor: seconds of processor time that this thread has taken.
     """
 
     def __init__(
-        self, settings: Settings, needs_key: Mapping[str, bool], clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        needs_key: Mapping[str, bool],
+        clock: Callable[[], float] = time.monotonic,
+        processor: Callable[[], float] = time.thread_time,
     ) -> None:
         self._settings = settings
         self._needs_key = dict(needs_key)
         self._clock = clock
+        self._processor = processor
         self._lock = threading.Lock()
         self._kept: dict[int, Document] = {}
         self._asked: dict[int, float] = {}
@@ -67,18 +73,19 @@ class Overview:
             kept = self._kept.get(hours)
             if kept is not None and now - kept.read_at < (_FRESH_SECONDS if anew else self._lasts(now)):
                 return kept
+            began = self._processor()
             found: dict[str, Any] = overview.read(engine, self._settings, hours)
             found["needs_key"] = self._needs_key
             # The sentence says how long ago something was; that alone is no news.
             lasting = {**found, "at": None, "state": {**found["state"], "sentence": None}}
             etag = '"' + hashlib.sha256(json_body(lasting)).hexdigest()[:32] + '"'
             body = json_body(found)
-            read_at = self._clock()
+            took = self._processor() - began
             self._kept.pop(hours, None)
             while len(self._kept) >= _MOST_KEPT:
                 del self._asked[oldest := next(iter(self._kept))]
                 del self._kept[oldest]
-            self._kept[hours] = Document(body, etag, read_at, read_at - now)
+            self._kept[hours] = Document(body, etag, self._clock(), took)
             return self._kept[hours]
 
     def _lasts(self, now: float) -> float:

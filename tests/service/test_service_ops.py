@@ -55,7 +55,7 @@ def test_reading_the_overview_takes_a_small_share_of_the_time(monkeypatch: pytes
         return {"at": str(now), "state": {"sentence": ""}}
 
     monkeypatch.setattr("perennial.overview.read", slow)
-    kept = Overview(load_settings(), {}, clock=lambda: now)
+    kept = Overview(load_settings(), {}, clock=lambda: now, processor=lambda: now)
     engine = sa.create_engine("sqlite://")
     for spans in ([24], [24, 168, 720]):
         read.clear()
