@@ -107,10 +107,10 @@ def test_a_package_in_the_folder_that_would_be_taken_for_ours_is_refused(world: 
     assert "start in another folder" in answer.stderr
 
 
-def test_a_ledger_that_cannot_be_reached_is_said_at_once(tmp_path: Path) -> None:
+def test_a_ledger_that_cannot_be_reached_is_said_at_once(tmp_path: Path, free_port: int) -> None:
     world = make_world(tmp_path / "home")
     world.engine.dispose()
-    command = [sys.executable, "-m", "commands.main", "serve"]
+    command = [sys.executable, "-m", "commands.main", "serve", "--port", str(free_port)]
     elsewhere = {**environment(world), "PERENNIAL_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
     answer = subprocess.run(
         command, env=elsewhere, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
