@@ -19,6 +19,8 @@ def init(
 ) -> None:
     """Write a `perennial.toml` in which every setting is commented out, at its default, with what it is for.
 
+    For example:
+
         perennial init
         perennial init deploy/ --name bees
         perennial init --all --force

@@ -45,6 +45,8 @@ def queue(
 ) -> None:
     """Show which unlabelled images of the live model to label first.
 
+    For example:
+
         perennial labels queue
         perennial labels queue --count 50 --random 1
 
@@ -78,6 +80,8 @@ def export(
     as_json: console.Json = False,
 ) -> None:
     """Write the images to label first to FILE: a CSV with an empty column `label`, or tasks for Label Studio.
+
+    For example:
 
         perennial labels export todo.csv --count 100
         perennial labels export tasks.json
@@ -114,6 +118,8 @@ def import_(
     as_json: console.Json = False,
 ) -> None:
     """Read labels back. Of several labels for a prediction the last one counts; doing it twice changes nothing.
+
+    For example:
 
         perennial labels import todo.csv --source "night shift"
 

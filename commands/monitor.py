@@ -25,6 +25,8 @@ def monitor(
 ) -> None:
     """Compare the latest predictions of the live model with its reference: is the traffic still what it knows?
 
+    For example:
+
         perennial monitor
         perennial monitor --exit-code || perennial retrain --if-due
 

@@ -24,6 +24,8 @@ def retrain(
 ) -> None:
     """Train on the original data and the labelled captures, from the pretrained checkpoint again.
 
+    For example:
+
         perennial retrain --if-due --dry-run
         perennial retrain --if-due
         perennial retrain --reason "new camera"

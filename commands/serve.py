@@ -32,6 +32,8 @@ def serve(
 ) -> None:
     """Answer predictions over HTTP with the live model; a newly deployed one is swapped in while it serves.
 
+    For example:
+
         perennial serve
         perennial serve --host 0.0.0.0 --port 8080 --workers 2
 

@@ -32,6 +32,8 @@ def status(
 ) -> None:
     """Show the live model, its traffic and labels, the latest check and the last events.
 
+    For example:
+
         perennial status
         perennial status --watch
         perennial status --watch 10

@@ -85,6 +85,8 @@ def train(
 ) -> None:
     """Train a classifier on a labelled folder. The first model of a name goes live at once.
 
+    For example:
+
         perennial train photos/
         perennial train photos/ --weights builtin --name bees
         perennial train photos.csv --backbone auto --budget 1800
