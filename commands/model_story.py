@@ -31,6 +31,8 @@ def _facts(story: Story) -> Table:
     data, pretrained = manifest.dataset, manifest.pretrained
     colour = {"live": "green", "refused": "red", "rolled back": "red", "stopped": "red"}.get(story.status, "yellow")
     facts = Table(box=None, show_header=False)
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")  # a digest or a path is there to be copied
     facts.add_row("version", f"{escape(story.model.version)} [{colour}]({story.status})[/]")
     if story.asked is not None:
         asked = story.asked

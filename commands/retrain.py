@@ -144,7 +144,8 @@ def show(document: dict[str, Any]) -> None:
         console.out.print("it goes live in stages, which `perennial watch` takes: perennial rollout status")
     if document.get("skipped"):
         first = document["skipped"][0]
-        more = f"{len(document['skipped'])} captures left out, such as {first['location']}: {first['reason']}"
+        count = len(document["skipped"])
+        more = f"{count} image{'' if count == 1 else 's'} left out, such as {first['location']}: {first['reason']}"
         console.out.print(f"[yellow]{escape(more)}[/]")
 
 

@@ -31,6 +31,11 @@ MEANING: Final = {
 }
 _UNNEEDED: Final = "the network is more than this task needs (`--strategy simple` is the one without)."
 _WIDE: Final = 0.15  # of an interval: wider, and one more mistake changes what one would say
+_GLYPHS: Final = "builtin"
+_OTHER_WEIGHTS: Final = (
+    "That is of the built-in weights, which know printed glyphs. ImageNet's know more of photos: --weights default, or "
+    "the path of a file of them."
+)
 _WARN_OF_FINDINGS: Final = "Read the findings first: they may make the numbers look better than they are."
 
 Tone = Literal["good", "caution", "bad"]
@@ -75,6 +80,12 @@ def verdict(manifest: Manifest) -> Verdict:
     if transfer and transfer.verdict == "negative":
         tone = _worse(tone, "caution")
         notes.append("Transfer is negative: what the network was pretrained on hurts here.")
+    if (
+        transfer
+        and manifest.pretrained.source == _GLYPHS
+        and (transfer.verdict != "positive" or transfer.simple_suffices)
+    ):
+        notes.append(_OTHER_WEIGHTS)
     if manifest.findings:
         tone = _worse(tone, "caution")
         notes.append(_WARN_OF_FINDINGS)
@@ -133,7 +144,7 @@ def difference(estimate: Estimate) -> str:
 
 def _against_simple(manifest: Manifest) -> str:
     simple, chosen = rung_of(manifest.ladder, SIMPLE), rung_of(manifest.ladder, manifest.strategy)
-    if simple is None or simple.accuracy is None:
+    if simple is None or simple.accuracy is None or manifest.strategy == SIMPLE:
         return ""
     text = f", the simple baseline on {percent(simple.accuracy.value)}"
     if chosen is not None and chosen.name != SIMPLE and chosen.accuracy is not None and chosen.accuracy.value < 1:
