@@ -44,7 +44,7 @@ def _facts(story: Story) -> Table:
         "data",
         escape(
             f"{data.location}: {data.train} train, {data.validation} validation, {data.test} test; "
-            f"{data.captures} of the training images are captures"
+            f"{data.captures} of all these are captures"
         ),
     )
     facts.add_row("fingerprint", escape(data.fingerprint))

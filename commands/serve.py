@@ -140,4 +140,5 @@ def _announce(settings: Settings, address: str) -> None:
     finally:
         engine.dispose()
     console.out.print(f"    curl --data-binary @photo.jpg {url}/v1/predict", markup=False)
+    console.out.print(f"    {url}/ops in a browser: how it does, and labels", markup=False)
     sys.stdout.flush()

@@ -103,9 +103,11 @@ def _drift(situation: Situation, settings: RetrainSettings) -> Asked:
         return Asked(Trigger.DRIFT, True, situation.open_why)
     if not settings.on_drift:
         return Asked(Trigger.DRIFT, False, "retrain.on_drift is off")
-    return Asked(
-        Trigger.DRIFT, False, situation.check or "no check of the live model yet; `perennial monitor` makes one"
-    )
+    if not situation.check or situation.checked_at is None:
+        return Asked(Trigger.DRIFT, False, "no check of the live model yet; `perennial monitor` makes one")
+    # Labels that came since may say otherwise.
+    when = f"so the check of {situation.checked_at:%Y-%m-%d %H:%M} UTC; `perennial monitor` looks anew"
+    return Asked(Trigger.DRIFT, False, f"{situation.check} ({when})")
 
 
 def _scheduled(situation: Situation, expression: str) -> Asked:
