@@ -31,8 +31,9 @@ class Situation:
     scheduled up to then is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled
     captures of the live model whose label was given since `last_started`, the start of the last retrain, which had
     `learnt_labels` and whose gate waits for `awaited_labels` more, as the live model had `awaited_accuracy` on the
-    fresh images it judged on. `accuracy`: the live model's by labels, in the latest check; `accuracy_before`: the highest that a model it descends from had on its held-out images. `last_retrain`: the last
-    sign of one, or of a rollback. `rolling_out`: the challenger that goes live in stages now.
+    fresh images it judged on. `accuracy`: the live model's by labels, in the latest check; `accuracy_before`: the
+    highest that a model it descends from had on its held-out images. `last_retrain`: the last sign of one, or of a
+    rollback. `rolling_out`: the challenger that goes live in stages now.
     """
 
     now: datetime
