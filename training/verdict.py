@@ -39,14 +39,17 @@ _OTHER_WEIGHTS: Final = (
 _WARN_OF_FINDINGS: Final = "Read the findings first: they may make the numbers look better than they are."
 
 Tone = Literal["good", "caution", "bad"]
-TONES: Final[dict[Tone, str]] = {"good": "Beats the baselines", "caution": "With care", "bad": "Not shown to work"}
+_TONES: Final[dict[Tone, str]] = {"good": "Beats the baselines", "caution": "With care", "bad": "Not shown to work"}
+_SIMPLE_IS_ENOUGH: Final = "A simple model is enough"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`headline` says how good the model is on the test images; `notes` what to make of it."""
+    """`title` is the tone in words; `headline` says how good the model is on the test images, `notes` what to make of
+    it."""
 
     tone: Tone
+    title: str
     headline: str
     notes: tuple[str, ...]
 
@@ -91,7 +94,9 @@ def verdict(manifest: Manifest) -> Verdict:
         notes.append(_WARN_OF_FINDINGS)
     if accuracy.high - accuracy.low > _WIDE:
         notes.append(f"With {tested:,} test images the interval is wide; more would narrow it.")
-    return Verdict(tone, headline, tuple(notes))
+    # It is a baseline itself.
+    in_words = _SIMPLE_IS_ENOUGH if tone == "good" and manifest.strategy == SIMPLE else _TONES[tone]
+    return Verdict(tone, in_words, headline, tuple(notes))
 
 
 def majority(manifest: Manifest) -> tuple[str, float]:
