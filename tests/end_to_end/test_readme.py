@@ -65,6 +65,7 @@ def test_every_command_runs(
     shutil.copy(tmp_path / "photos" / "ants" / "0.jpg", tmp_path / "other.jpg")
     monkeypatch.setenv("PERENNIAL_SERVE__PORT", str(free_port))
     monkeypatch.setenv("PERENNIAL_MONITOR__PORT", "0")  # the watcher of another test may have it
+    monkeypatch.setenv("PERENNIAL_TRAIN__WEIGHTS", "builtin")  # ImageNet's would be downloaded
     monkeypatch.setenv("PERENNIAL_TRAIN__BUDGET", "5")  # that it runs is asked here, not what it finds
     home.mkdir(exist_ok=True)
     todo = [line for line in commands() if not line.startswith(("make ", "source "))]
