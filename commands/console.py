@@ -27,6 +27,8 @@ from rich.progress import Progress as RichProgress
 from perennial.progress import Progress, Step
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from perennial.settings import Settings
 
 out = Console(highlight=False, soft_wrap=True)
@@ -36,6 +38,7 @@ Name = Annotated[str | None, typer.Option("--name", help="The model's name; the 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
 _PLAIN_SECONDS = 2.0
+_WIDEST = 1000  # characters of a table in a file or a pipe
 _LEAST_TIMED = 0.5  # seconds; of less a pace says little
 
 
@@ -103,6 +106,12 @@ def report_skipped(lines: Sequence[str], shown: int = 20) -> None:
         err.print(f"  {line}", markup=False)
     if len(lines) > shown:
         err.print(f"  and {len(lines) - shown} more; --json lists them all", markup=False)
+
+
+def on_lines(table: Table) -> None:
+    """Print a table whose rows are one line each in a file or a pipe; a terminal folds what is too wide for it."""
+    screen = out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=_WIDEST)
+    screen.print(table)
 
 
 def print_json(document: Any) -> None:

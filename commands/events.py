@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
 _LOOK_SECONDS: Final = 1.0
-_WIDEST: Final = 1000
 
 
 def events(
@@ -68,7 +67,9 @@ def events(
         console.print_json(trail.page(found, after or 0))
         return
     if not found and not follow:
-        console.out.print(f"nothing of that kind has happened to {settings.name}", markup=False)
+        of_what = " of that kind" if kinds else ""
+        since_then = " since then" if after is not None or moment is not None else " yet"
+        console.out.print(f"nothing{of_what} has happened to {settings.name}{since_then}", markup=False)
         return
     _show(found, as_json=as_json, header=True)
     if follow:
@@ -98,7 +99,6 @@ def _show(found: Sequence[Event], *, as_json: bool, header: bool) -> None:
 
 def print_table(found: Sequence[Event], *, header: bool = True) -> None:
     """Events in words, one below the other."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -111,9 +111,7 @@ def print_table(found: Sequence[Event], *, header: bool = True) -> None:
     for event in found:
         told = (str(event.kind), str(event.caused_by or ""), escape(what(event)), escape(why(event)))
         table.add_row(str(event.id), f"{event.at:%Y-%m-%d %H:%M:%S}", *told)
-    # In a file or a pipe an event is a line.
-    screen = console.out if console.out.is_terminal else Console(highlight=False, soft_wrap=True, width=_WIDEST)
-    screen.print(table)
+    console.on_lines(table)
 
 
 def _kinds(given: Sequence[str] | None) -> list[EventKind] | None:

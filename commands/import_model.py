@@ -59,7 +59,7 @@ def import_model(
     if as_json:
         console.print_json(_document(imported))
     else:
-        _print(imported)
+        _print(imported, named=f" --name {name}" if name is not None else "")
 
 
 def _document(imported: Imported) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _document(imported: Imported) -> dict[str, Any]:
     }
 
 
-def _print(imported: Imported) -> None:
+def _print(imported: Imported, *, named: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -99,8 +99,8 @@ def _print(imported: Imported) -> None:
         table.add_row("accuracy", f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}) on the labelled ones")
     console.out.print(table)
     if imported.live:
-        console.out.print("It is live: [bold]perennial serve[/] answers with it.")
+        console.out.print(f"It is live: [bold]perennial serve{named}[/] answers with it.")
     else:
         console.out.print(
-            f"Another version is live. To change to this one: perennial models promote {manifest.version}"
+            f"Another version is live. To change to this one: perennial models promote {manifest.version}{named}"
         )

@@ -17,7 +17,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     name: console.Name = None,
 ) -> None:
-    """Write a `perennial.toml` in which every setting is commented out, at its default, with what it is for.
+    """Write a `perennial.toml` with the settings used most, commented out at their defaults, and what each is for.
+
+    For example:
 
         perennial init
         perennial init deploy/ --name bees
@@ -42,5 +44,6 @@ def init(
         raise InvalidParameter(f"{path} is there already and was left as it is; --force replaces it") from error
     except OSError as error:
         raise InvalidParameter(f"{path} cannot be written: {error.strerror}") from error
-    console.out.print(f"{path}: all at the defaults; take away the '# ' before what you change.", markup=False)
+    which = "every setting" if everything else "the settings used most (--all writes every one)"
+    console.out.print(f"{path}: {which}, at the defaults; take away the '# ' before what you change.", markup=False)
     console.out.print("Is it right so? perennial doctor", markup=False)

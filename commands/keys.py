@@ -32,6 +32,8 @@ def create(
 ) -> None:
     """Make a key, and print it once, with the lines for `perennial.toml` that let it in.
 
+    For example:
+
         perennial keys create --name shop --scope predict --scope feedback
         perennial keys create --name ops --scope admin --days 90
 

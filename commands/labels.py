@@ -45,6 +45,8 @@ def queue(
 ) -> None:
     """Show which unlabelled images of the live model to label first.
 
+    For example:
+
         perennial labels queue
         perennial labels queue --count 50 --random 1
 
@@ -52,20 +54,35 @@ def queue(
 
     Exit code 4: there is nothing to label.
     """
-    from rich.markup import escape
+    from rich.style import Style
     from rich.table import Table
+    from rich.text import Text
 
     version, questions = _questions(name, count, at_random)
     if as_json:
         console.print_json({"model_version": version, "queue": questions})
     else:
-        table = Table("chosen", "drift", "doubt", "confidence", "predicted", "prediction", "image", box=None)
+        # A path that is folded into a column helps nobody: on a terminal it is a link.
+        on_screen = console.out.is_terminal
+        table = Table("chosen", "drift", "doubt", "sure", "predicted", "prediction", box=None)
+        table.columns[-1].overflow = "fold"  # it is there to be copied
+        if not on_screen:
+            table.add_column("image")
         for each in questions:
             shown = [f"{each[key]:.2f}" for key in ("drift", "doubt", "confidence")]
-            table.add_row(
-                each["chosen"], *shown, *(escape(each[key]) for key in ("predicted", "prediction_id", "image"))
+            prediction = Text(each["prediction_id"], style=Style(link=each["image"] if on_screen else None))
+            image = () if on_screen else (Text(each["image"]),)
+            table.add_row(each["chosen"], *shown, Text(each["predicted"]), prediction, *image)
+        if questions:
+            named = f" --name {name}" if name is not None else ""
+            console.on_lines(table)
+            console.err.print(
+                f"To label them: perennial labels export to-label.csv{named}, or in a browser at /ops of the service",
+                markup=False,
+                style="dim",
             )
-        console.out.print(table if questions else _why_empty())
+        else:
+            console.out.print(_why_empty())
     raise typer.Exit(0 if questions else _NOTHING)
 
 
@@ -78,6 +95,8 @@ def export(
     as_json: console.Json = False,
 ) -> None:
     """Write the images to label first to FILE: a CSV with an empty column `label`, or tasks for Label Studio.
+
+    For example:
 
         perennial labels export todo.csv --count 100
         perennial labels export tasks.json
@@ -114,6 +133,8 @@ def import_(
     as_json: console.Json = False,
 ) -> None:
     """Read labels back. Of several labels for a prediction the last one counts; doing it twice changes nothing.
+
+    For example:
 
         perennial labels import todo.csv --source "night shift"
 

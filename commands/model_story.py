@@ -31,6 +31,8 @@ def _facts(story: Story) -> Table:
     data, pretrained = manifest.dataset, manifest.pretrained
     colour = {"live": "green", "refused": "red", "rolled back": "red", "stopped": "red"}.get(story.status, "yellow")
     facts = Table(box=None, show_header=False)
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")  # a digest or a path is there to be copied
     facts.add_row("version", f"{escape(story.model.version)} [{colour}]({story.status})[/]")
     if story.asked is not None:
         asked = story.asked
@@ -42,7 +44,7 @@ def _facts(story: Story) -> Table:
         "data",
         escape(
             f"{data.location}: {data.train} train, {data.validation} validation, {data.test} test; "
-            f"{data.captures} of the training images are captures"
+            f"{data.captures} of all these are captures"
         ),
     )
     facts.add_row("fingerprint", escape(data.fingerprint))

@@ -27,6 +27,8 @@ Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit trail.
 def list_models(name: console.Name = None, as_json: console.Json = False) -> None:
     """List every model, oldest first.
 
+    For example:
+
         perennial models list
         perennial models list --json | jq -r '.[] | select(.live).version'
 
@@ -84,6 +86,8 @@ def show_model(
 ) -> None:
     """Tell a model's story: what it was made of, who asked for it, how it was judged, when it was live.
 
+    For example:
+
         perennial models show
         perennial models show --html story.html
 
@@ -122,6 +126,8 @@ def promote_model(
 ) -> None:
     """Make a model live, if it passes the gate against the live one. Exit code 11: the gate refused.
 
+    For example:
+
         perennial models promote 20261120-234012-345f1 --reason "seen by the team"
         perennial models promote 20261120-234012-345f1 --at-once
 
@@ -157,6 +163,8 @@ def roll_back(
     as_json: console.Json = False,
 ) -> None:
     """Go back to the model that was live before this one. While another goes live in stages, that is what is undone.
+
+    For example:
 
         perennial models rollback --reason "blurred images"
         perennial models rollback --if-worse

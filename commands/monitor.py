@@ -25,6 +25,8 @@ def monitor(
 ) -> None:
     """Compare the latest predictions of the live model with its reference: is the traffic still what it knows?
 
+    For example:
+
         perennial monitor
         perennial monitor --exit-code || perennial retrain --if-due
 
@@ -95,14 +97,15 @@ def _show(document: dict[str, Any]) -> None:
     )
     if accuracy["withheld"]:
         console.out.print(f"estimate withheld: {escape(accuracy['withheld'])}")
-    if accuracy["calibrated"] is not None:
+    # Fitted to reference rows that are all right, it says 1 of whatever comes.
+    if accuracy["calibrated"] is not None and accuracy["reference"]["value"] < 1:
         opinion = _estimate(accuracy["calibrated"], "by calibrated confidence")
         console.out.print(f"second opinion: {opinion}", style="dim")
     past = accuracy["past_estimates"]
     if past is not None:
         windows = f"{past['windows']} earlier window{'s' if past['windows'] > 1 else ''}"
         console.out.print(
-            f"estimates were off by {past['error']:.3f} in the mean of {windows} that have labels by now, at most by "
+            f"estimates were off by {past['error']:.3f} in the mean of {windows} with labels by now, at most by "
             f"{past['worst']:.3f}"
         )
     rise = accuracy["errors_rose"]

@@ -24,6 +24,8 @@ def notify(
 ) -> None:
     """Send the webhooks of the setting `notify.webhooks` the events that they have not been sent yet.
 
+    For example:
+
         perennial notify --test
         perennial notify
 

@@ -29,6 +29,8 @@ def prune(
 ) -> None:
     """Remove what the settings under `[retention]` do not keep: old predictions, old captured images.
 
+    For example:
+
         perennial prune --dry-run
         perennial prune
 

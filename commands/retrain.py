@@ -24,6 +24,8 @@ def retrain(
 ) -> None:
     """Train on the original data and the labelled captures, from the pretrained checkpoint again.
 
+    For example:
+
         perennial retrain --if-due --dry-run
         perennial retrain --if-due
         perennial retrain --reason "new camera"
@@ -142,7 +144,8 @@ def show(document: dict[str, Any]) -> None:
         console.out.print("it goes live in stages, which `perennial watch` takes: perennial rollout status")
     if document.get("skipped"):
         first = document["skipped"][0]
-        more = f"{len(document['skipped'])} captures left out, such as {first['location']}: {first['reason']}"
+        count = len(document["skipped"])
+        more = f"{count} image{'' if count == 1 else 's'} left out, such as {first['location']}: {first['reason']}"
         console.out.print(f"[yellow]{escape(more)}[/]")
 
 

@@ -18,6 +18,8 @@ app = typer.Typer(
 def show_status(name: console.Name = None, as_json: console.Json = False) -> None:
     """Show at which stage it is, and what its evidence calls for. Writes nothing.
 
+    For example:
+
         perennial rollout status
         perennial rollout status --json
 
@@ -45,6 +47,8 @@ def advance(
 ) -> None:
     """Do what the evidence calls for: the next stage, or all of the traffic; or stop it; or nothing yet.
 
+    For example:
+
         perennial rollout advance
         perennial rollout advance --force --reason "enough was seen"
 
@@ -66,6 +70,8 @@ def stop_rollout(
     as_json: console.Json = False,
 ) -> None:
     """End it: the champion answers everything again.
+
+    For example:
 
         perennial rollout stop --reason "a complaint"
 

@@ -32,6 +32,8 @@ def serve(
 ) -> None:
     """Answer predictions over HTTP with the live model; a newly deployed one is swapped in while it serves.
 
+    For example:
+
         perennial serve
         perennial serve --host 0.0.0.0 --port 8080 --workers 2
 
@@ -138,4 +140,5 @@ def _announce(settings: Settings, address: str) -> None:
     finally:
         engine.dispose()
     console.out.print(f"    curl --data-binary @photo.jpg {url}/v1/predict", markup=False)
+    console.out.print(f"    {url}/ops in a browser: how it does, and labels", markup=False)
     sys.stdout.flush()

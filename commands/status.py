@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -31,6 +32,8 @@ def status(
     as_json: console.Json = False,
 ) -> None:
     """Show the live model, its traffic and labels, the latest check and the last events.
+
+    For example:
 
         perennial status
         perennial status --watch
@@ -67,6 +70,7 @@ def status_document(engine: sa.Engine, settings: Settings) -> dict[str, Any]:
         NoLiveModel: nothing has been deployed.
         LedgerUnavailable: the database does not answer.
     """
+    from perennial import event_wording
     from perennial.ledger import checks, deployments, events, models, new_classes, predictions, rollouts, watches
 
     name, window = settings.name, settings.monitor.window
@@ -134,7 +138,8 @@ def status_document(engine: sa.Engine, settings: Settings) -> dict[str, Any]:
                 "id": event.id,
                 "at": event.at.isoformat(),
                 "kind": str(event.kind),
-                "why": event.detail.get("why") or event.detail.get("reason") or "",
+                "what": event_wording.what(event),
+                "why": event_wording.why(event),
             }
             for event in newest
         ],
@@ -145,10 +150,12 @@ def _show(document: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from perennial.event_wording import stage_title
+    from perennial import event_wording
 
     model, window, check = document["model"], document["window"], document["check"]
     table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path is there to be copied
     table.add_row("model", f"[bold]{escape(document['name'])}[/] {model['version']}, {escape(model['backbone'])}")
     table.add_row("live since", escape(f"{model['deployed_at'][:19]} UTC: {model['reason']} ({model['actor']})"))
     if document["watch"] is not None:
@@ -159,7 +166,7 @@ def _show(document: dict[str, Any]) -> None:
         )
     if document["rollout"] is not None:
         beside = document["rollout"]
-        stage = stage_title(beside["stage"])
+        stage = event_wording.stage_title(beside["stage"])
         table.add_row("beside it", f"{beside['version']}: {stage}, since {beside['since'][:19]} UTC")
     table.add_row("predictions", f"{document['predictions']:,}")
     table.add_row("window", f"the latest {window['rows']:,}, {window['labelled']:,} of them labelled")
@@ -170,8 +177,13 @@ def _show(document: dict[str, Any]) -> None:
         table.add_row("check", "none yet; run: perennial monitor")
     else:
         colour = {"ok": "green", "insufficient_data": "yellow"}.get(check["verdict"], "red")
-        said = "; ".join(f"{cause['cause']}: {cause['why']}" for cause in check["causes"])
-        table.add_row("check", f"[{colour}]{check['verdict']}[/] {check['at'][:19]} UTC {escape(said)}")
+        table.add_row("check", f"[{colour}]{check['verdict']}[/] {check['at'][:19]} UTC")
+        for cause in check["causes"]:
+            table.add_row("", escape(cause_in_words(cause)))
+        for source, how in (("labels", "by labels"), ("estimated", "estimated")):
+            of = (check["accuracy"] or {}).get(source)
+            if of is not None:
+                table.add_row("", f"accuracy {of['value']:.3f} ({of['low']:.3f} to {of['high']:.3f}) {how}")
         if check["state"]:
             table.add_row("state", check["state"])
         if check["report_url"]:
@@ -180,7 +192,8 @@ def _show(document: dict[str, Any]) -> None:
     if document["events"]:
         trail = Table("event", "at (UTC)", "what", "why", box=None)
         for event in document["events"]:
-            trail.add_row(str(event["id"]), event["at"][:19], event["kind"], escape(str(event["why"])))
+            told = (event_wording.title(event["kind"]), escape(event["why"] or event["what"]))
+            trail.add_row(str(event["id"]), event["at"][:19].replace("T", " "), *told)
         console.out.print(trail)
 
 
@@ -190,6 +203,11 @@ def _watch(found: dict[str, Any]) -> str:
         return told
     shares = [f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in (found["live"], found["before"])]
     return f"{told}: {shares[0]} against {shares[1]}"
+
+
+def cause_in_words(cause: Any) -> str:
+    """One cause of a check's verdict, as the ledger keeps it."""
+    return f"{cause['cause']}: {cause['why']}" if isinstance(cause, Mapping) else str(cause)
 
 
 def new_labels_in_words(new: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from commands.status import new_labels_in_words, status_document
+from commands.status import cause_in_words, new_labels_in_words, status_document
 from perennial.errors import InvalidParameter, PerennialError
 from perennial.event_wording import stage_title
 from perennial.ledger import open_ledger, traffic
@@ -144,7 +144,7 @@ def _facts(document: Mapping[str, Any], counts: Sequence[int]) -> list[tuple[str
         verdict = Text.assemble((check["verdict"], f"bold {_COLOURS.get(check['verdict'], 'red')}"))
         verdict.append(f"  {_when(check['at'])}{'  ' + check['state'] if check['state'] else ''}")
         found.append(("check", verdict))
-        found += [("", Text(_cause(cause))) for cause in check["causes"]]
+        found += [("", Text(cause_in_words(cause))) for cause in check["causes"]]
         found += _accuracies(check["accuracy"] or {})
     held_out = model["metrics"].get("accuracy")
     if held_out is not None:
@@ -203,7 +203,7 @@ def _families(families: Mapping[str, Mapping[str, Any]]) -> Table:
 def _events(events: Sequence[Mapping[str, Any]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for event in events:
-        why = escape(" ".join(event["why"].split()))
+        why = escape(event["why"] or event["what"])
         table.add_row(Text(_when(event["at"]), style="dim"), event["kind"].replace("_", " "), why)
     return table
 
@@ -211,10 +211,6 @@ def _events(events: Sequence[Mapping[str, Any]]) -> Table:
 def _bar(share: float, width: int) -> str:
     full = round(max(0.0, share) * width)
     return "█" * full + "░" * (width - full)
-
-
-def _cause(cause: Any) -> str:
-    return f"{cause['cause']}: {cause['why']}" if isinstance(cause, Mapping) else str(cause)
 
 
 def _interval(of: Mapping[str, float]) -> str:

@@ -85,6 +85,8 @@ def train(
 ) -> None:
     """Train a classifier on a labelled folder. The first model of a name goes live at once.
 
+    For example:
+
         perennial train photos/
         perennial train photos/ --weights builtin --name bees
         perennial train photos.csv --backbone auto --budget 1800
@@ -118,7 +120,7 @@ def train(
     if as_json:
         console.print_json(_document(trained))
     else:
-        _print(trained)
+        _print(trained, named=f" --name {name}" if name is not None else "")
 
 
 def _need_training_packages() -> None:
@@ -152,7 +154,7 @@ def _document(trained: Trained) -> dict[str, Any]:
     }
 
 
-def _print(trained: Trained) -> None:
+def _print(trained: Trained, *, named: str) -> None:
     from commands.training_summary import print_summary
 
     fitted = trained.fitted
@@ -161,8 +163,8 @@ def _print(trained: Trained) -> None:
     if trained.log:
         console.out.print(f"The log of this run: {trained.log}", markup=False)
     if trained.live:
-        console.out.print("It is live: [bold]perennial serve[/] answers with it.")
+        console.out.print(f"It is live: [bold]perennial serve{named}[/] answers with it.")
     else:
         console.out.print(
-            f"Another version is live. To change to this one: perennial models promote {manifest.version}"
+            f"Another version is live. To change to this one: perennial models promote {manifest.version}{named}"
         )

@@ -25,7 +25,7 @@ def print_summary(console: Console, manifest: Manifest, *, seconds: float, repor
     found = verdict.verdict(manifest)
     style = _STYLES[found.tone]
     console.print(f"\n[bold]{escape(manifest.name)}[/] [dim]{manifest.version}[/]")
-    console.print(f"[bold {style}]{verdict.TONES[found.tone]}.[/] {escape(found.headline)}")
+    console.print(f"[bold {style}]{found.title}.[/] {escape(found.headline)}")
     for note in found.notes:
         console.print(escape(note))
     _print_findings(console, manifest)

@@ -25,6 +25,8 @@ def ui(
 ) -> None:
     """Show the checks over time in a browser: verdicts, accuracy, drifted columns, each check's report.
 
+    For example:
+
         perennial ui
         perennial ui --port 8090
 

@@ -54,6 +54,8 @@ def watch(
 ) -> None:
     """Check the live model again and again, and retrain it when that is called for. Stop with Ctrl-C or SIGTERM.
 
+    For example:
+
         perennial watch
         perennial watch --schedule "*/15 * * * *"
         perennial watch --once

@@ -58,7 +58,7 @@ def latest_rise(wrong: Sequence[bool], *, delta: float = DELTA) -> Rise | None:
         elif after > before and found is None:
             found = Rise(at, len(errors) - at, before, after)
         start = at
-    return None if found is None else replace(found, after=float(errors[start:].mean()))
+    return None if found is None else replace(found, after=float(errors[found.at :].mean()))
 
 
 def _likeliest_change(errors: NDArray[np.float64]) -> int:

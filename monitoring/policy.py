@@ -101,7 +101,7 @@ def decide(situation: Situation, settings: RetrainSettings) -> RetrainDecision:
         return RetrainDecision(
             False,
             f"{change}, but the last retrain or rollback was {waited:.0f} s ago: "
-            f"wait {settings.cooldown - waited:.0f} s more",
+            f"wait {settings.cooldown - waited:.0f} s more (perennial retrain, by hand, does not wait)",
         )
     return RetrainDecision(True, f"{change}; {situation.captures} labelled images are at hand")
 

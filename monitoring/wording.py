@@ -19,14 +19,16 @@ STATES: Final = {
     "suspected": "A window alarmed; others have to agree before drift is opened.",
     "drifting": "Drift is open until enough windows in a row are clean.",
 }
+_LABEL: Final = "perennial labels export FILE, or the page /ops"
 _NEXT: Final = {
     "ok": "nothing",
     "insufficient_data": "wait for more traffic, or lower monitor.min_rows",
     "collection_fault": "look at the camera and at the client that sends; retraining would not help",
     "sensor_shift": "clean, refocus or relight the camera; retrain only if accuracy was lost",
-    "prior_shift": "ask whether the new mix is real; label some images to see whether accuracy holds",
-    "data_drift": "look at the newest images; label some of them so that a retrain can learn them",
-    "concept_drift": "check the labels with those who gave them; if they are right, retrain",
+    "prior_shift": f"ask whether the new mix is real; label some images ({_LABEL}) to see whether accuracy holds",
+    "data_drift": f"look at the images in the report; label some ({_LABEL}): they say whether accuracy holds, and a "
+    "retrain can learn them",
+    "concept_drift": "check the labels with those who gave them; if they are right: perennial retrain",
 }
 
 

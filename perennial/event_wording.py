@@ -42,17 +42,18 @@ def stage_title(stage: Any) -> str:
 
 
 def _check_changed(detail: Detail) -> str:
-    return f"{detail.get('from') or 'no check'} to {detail.get('to')} on {detail.get('model_version')}"
+    before = _spoken(detail.get("from")) or "no check"
+    return f"{before} to {_spoken(detail.get('to'))} on {detail.get('model_version')}"
 
 
 def _drift_opened(detail: Detail) -> str:
-    return f"{detail.get('verdict')} on {detail.get('model_version')}"
+    return f"{_spoken(detail.get('verdict'))} on {detail.get('model_version')}"
 
 
 def _drift_closed(detail: Detail) -> str:
     began = detail.get("opened_on")
     moved = f", which began on {began}" if began and began != detail.get("model_version") else ""
-    return f"{detail.get('verdict')} on {detail.get('model_version')}{moved}"
+    return f"{_spoken(detail.get('verdict'))} on {detail.get('model_version')}{moved}"
 
 
 def _retrain_requested(detail: Detail) -> str:
@@ -125,9 +126,15 @@ _WHAT: Final[Mapping[EventKind, Callable[[Detail], str]]] = {
 }
 
 
+def _spoken(verdict: Any) -> str:
+    """A verdict or a cause, such as `sensor_shift`, as people write it; a sentence stays as it is."""
+    said = str(verdict or "")
+    return said if " " in said else title(said)
+
+
 def _causes(detail: Detail) -> str:
     return "; ".join(
-        str(cause.get("why") or cause.get("cause") or "") if isinstance(cause, Mapping) else str(cause)
+        str(cause.get("why") or _spoken(cause.get("cause"))) if isinstance(cause, Mapping) else _spoken(cause)
         for cause in detail.get("causes") or ()
     )
 

@@ -103,9 +103,11 @@ def _drift(situation: Situation, settings: RetrainSettings) -> Asked:
         return Asked(Trigger.DRIFT, True, situation.open_why)
     if not settings.on_drift:
         return Asked(Trigger.DRIFT, False, "retrain.on_drift is off")
-    return Asked(
-        Trigger.DRIFT, False, situation.check or "no check of the live model yet; `perennial monitor` makes one"
-    )
+    if not situation.check:
+        return Asked(Trigger.DRIFT, False, "no check of the live model yet; `perennial monitor` makes one")
+    # Labels that came since may say otherwise.
+    at = f" of {situation.checked_at:%Y-%m-%d %H:%M} UTC" if situation.checked_at is not None else ""
+    return Asked(Trigger.DRIFT, False, f"{situation.check} (so the check{at}; `perennial monitor` looks anew)")
 
 
 def _scheduled(situation: Situation, expression: str) -> Asked:

@@ -142,7 +142,7 @@ def suspiciously_good(accuracy: Estimate, rows: int, baseline: Estimate | None =
     reasons = reasons or [
         "look whether something beside the subject gives the class away, and whether test images are really new"
     ]
-    message = f"the test accuracy is {accuracy.value:.1%} on {rows:,} images, which is suspiciously good: "
+    message = f"the test accuracy is {accuracy.value:.1%} on {rows:,} images: "
     return (Finding(kind="suspiciously_good", message=message + "; ".join(reasons)),)
 
 

@@ -27,13 +27,13 @@ class Situation:
     """What the decision rests on.
 
     `open_trigger` is None where no request is open; `open_why` is what it says. `by_hand`: a person asks now. `check`
-    is what the latest check says of a retrain (empty: there was none). `schedule_since`: nothing scheduled up to then
-    is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled captures of the live
-    model whose label was given since `last_started`, the start of the last retrain, which had `learnt_labels`
-    and whose gate waits for `awaited_labels` more, as the live model had `awaited_accuracy` on the fresh images it
-    judged on. `accuracy`: the live model's by labels, in the latest check;
-    `accuracy_before`: the highest that a model it descends from had on its held-out images. `last_retrain`: the last
-    sign of one, or of a rollback. `rolling_out`: the challenger that goes live in stages now.
+    is what the latest check, of `checked_at`, says of a retrain (empty: there was none). `schedule_since`: nothing
+    scheduled up to then is made up for (None: the schedule is not known to the ledger yet). `new_labels`: labelled
+    captures of the live model whose label was given since `last_started`, the start of the last retrain, which had
+    `learnt_labels` and whose gate waits for `awaited_labels` more, as the live model had `awaited_accuracy` on the
+    fresh images it judged on. `accuracy`: the live model's by labels, in the latest check; `accuracy_before`: the
+    highest that a model it descends from had on its held-out images. `last_retrain`: the last sign of one, or of a
+    rollback. `rolling_out`: the challenger that goes live in stages now.
     """
 
     now: datetime
@@ -41,6 +41,7 @@ class Situation:
     open_trigger: Trigger | None = None
     open_why: str = ""
     check: str = ""
+    checked_at: datetime | None = None
     schedule_since: datetime | None = None
     new_labels: int = 0
     learnt_labels: int = 0
@@ -82,6 +83,7 @@ def read_situation(
         open_trigger=trigger_of(request) if request is not None else None,
         open_why=str(request.detail.get("why") or "the monitor asked for it") if request is not None else "",
         check=str((check.detail.get("retrain") or {}).get("why", "")) if check is not None else "",
+        checked_at=check.at if check is not None else None,
         schedule_since=_schedule_since(engine, settings, since),
         new_labels=new_labels,
         learnt_labels=sum(started.detail.get(key, 0) for key in ("labels", "older_labels")) if started else 0,

@@ -209,7 +209,10 @@ class _Ladder:
         if epochs:
             self._keep(self._deep().trial(SCRATCH, epochs=epochs))
         else:
-            self.found.skipped[SCRATCH] = (f"no time for it: {max(0.0, most):,.0f} s", 0.0)
+            self.found.skipped[SCRATCH] = (
+                f"not one epoch of it fits into the {max(0.0, most):,.0f} s that are left for a control",
+                0.0,
+            )
         return transfer_verdict.judge(
             transfer_verdict.Tried(
                 best,

@@ -31,17 +31,25 @@ MEANING: Final = {
 }
 _UNNEEDED: Final = "the network is more than this task needs (`--strategy simple` is the one without)."
 _WIDE: Final = 0.15  # of an interval: wider, and one more mistake changes what one would say
+_GLYPHS: Final = "builtin"
+_OTHER_WEIGHTS: Final = (
+    "That is of the built-in weights, which know printed glyphs. ImageNet's know more of photos: --weights default, or "
+    "the path of a file of them."
+)
 _WARN_OF_FINDINGS: Final = "Read the findings first: they may make the numbers look better than they are."
 
 Tone = Literal["good", "caution", "bad"]
-TONES: Final[dict[Tone, str]] = {"good": "Beats the baselines", "caution": "With care", "bad": "Not shown to work"}
+_TONES: Final[dict[Tone, str]] = {"good": "Beats the baselines", "caution": "With care", "bad": "Not shown to work"}
+_SIMPLE_IS_ENOUGH: Final = "A simple model is enough"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`headline` says how good the model is on the test images; `notes` what to make of it."""
+    """`title` is the tone in words; `headline` says how good the model is on the test images, `notes` what to make of
+    it."""
 
     tone: Tone
+    title: str
     headline: str
     notes: tuple[str, ...]
 
@@ -75,12 +83,20 @@ def verdict(manifest: Manifest) -> Verdict:
     if transfer and transfer.verdict == "negative":
         tone = _worse(tone, "caution")
         notes.append("Transfer is negative: what the network was pretrained on hurts here.")
+    if (
+        transfer
+        and manifest.pretrained.source == _GLYPHS
+        and (transfer.verdict != "positive" or transfer.simple_suffices)
+    ):
+        notes.append(_OTHER_WEIGHTS)
     if manifest.findings:
         tone = _worse(tone, "caution")
         notes.append(_WARN_OF_FINDINGS)
     if accuracy.high - accuracy.low > _WIDE:
         notes.append(f"With {tested:,} test images the interval is wide; more would narrow it.")
-    return Verdict(tone, headline, tuple(notes))
+    # It is a baseline itself.
+    in_words = _SIMPLE_IS_ENOUGH if tone == "good" and manifest.strategy == SIMPLE else _TONES[tone]
+    return Verdict(tone, in_words, headline, tuple(notes))
 
 
 def majority(manifest: Manifest) -> tuple[str, float]:
@@ -133,7 +149,7 @@ def difference(estimate: Estimate) -> str:
 
 def _against_simple(manifest: Manifest) -> str:
     simple, chosen = rung_of(manifest.ladder, SIMPLE), rung_of(manifest.ladder, manifest.strategy)
-    if simple is None or simple.accuracy is None:
+    if simple is None or simple.accuracy is None or manifest.strategy == SIMPLE:
         return ""
     text = f", the simple baseline on {percent(simple.accuracy.value)}"
     if chosen is not None and chosen.name != SIMPLE and chosen.accuracy is not None and chosen.accuracy.value < 1:

@@ -18,6 +18,8 @@ _COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "not ch
 def doctor(name: console.Name = None, as_json: console.Json = False) -> None:
     """Look for what is wrong, and say how to mend it: one line each, to be run or set as it stands.
 
+    For example:
+
         perennial doctor
         perennial doctor --json | jq '.checks[] | select(.level == "problem")'
 

@@ -58,14 +58,14 @@ def kinds(*arguments: str) -> list[str]:
 def test_events_are_told_in_words(trail: sa.Engine) -> None:
     shown = run("events").stdout
     for words in (
-        "drift_opened", "data_drift on v1", "[red]other[/] images", "retrain_requested", "it lost 9 points",
+        "drift_opened", "data drift on v1", "[red]other[/] images", "retrain_requested", "it lost 9 points",
         "v2 against v1", "not better beyond chance at all",
     ):  # fmt: skip
         assert words in shown, words
     assert shown.index("drift_opened") < shown.index("gate_refused")
     assert "w1" not in shown
     assert "w1 (by train)" in run("events", "--name", "other").stdout
-    assert "nothing of that kind" in run("events", "--kind", "rolled_back").stdout
+    assert "nothing of that kind has happened" in run("events", "--kind", "rolled_back").stdout
 
 
 def test_json_is_what_the_service_answers(trail: sa.Engine) -> None:

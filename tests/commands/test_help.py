@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -56,6 +57,15 @@ def test_an_example_is_a_command_with_options_that_there_are(words: list[str]) -
 def test_every_verb_has_an_example_of_its_own(words: tuple[str, ...]) -> None:
     found = [tuple(each[1:]) for each in examples(VERBS[words].help or "")]
     assert any(each[: len(words)] == words for each in found), f"perennial {' '.join(words)} --help shows no example"
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_an_example_is_shown_on_a_line_of_its_own(words: tuple[str, ...]) -> None:
+    told = VERBS[words].help or ""
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"}).stdout
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    for example in re.findall(r"^    (perennial .*)$", inspect.cleandoc(told), flags=re.MULTILINE):
+        assert " ".join(example.split()) in lines
 
 
 def test_the_help_is_grouped_by_what_one_wants_to_do() -> None:

@@ -24,7 +24,9 @@ import sqlalchemy as sa
 from rich.console import Console
 from typer.testing import CliRunner
 
+from commands import console
 from commands.main import app
+from commands.status import _show, status_document
 from commands.status_view import StatusView, sparkline
 from perennial.bundle import Dataset, Estimate, Manifest, Pretrained, new_version, write_bundle
 from perennial.graph import PROPERTIES
@@ -114,9 +116,9 @@ def watched() -> Iterator[Watched]:
 
 
 def drawn(view: StatusView, now: datetime = NOW) -> str:
-    console = Console(width=140, file=io.StringIO())
-    console.print(view.look(now))
-    return console.file.getvalue()
+    screen = Console(width=140, file=io.StringIO())
+    screen.print(view.look(now))
+    return screen.file.getvalue()
 
 
 def test_predictions_are_counted_by_the_minute(engine: sa.Engine, busy: str, tmp_path: Path) -> None:
@@ -149,6 +151,33 @@ def test_the_view_shows_traffic_verdict_accuracy_families_rollout_and_events(
     line = next(line for line in shown.splitlines() if line.startswith("traffic"))
     bars = line.split()[-1]
     assert (len(bars), bars[-1], bars[-2], bars[-41]) == (60, "▂", "▅", "█")
+
+
+def test_status_tells_causes_accuracy_and_events_in_words(
+    engine: sa.Engine, ledger_url: str, busy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than a line of 80 characters: it is folded, not cut off.
+    report = f"file://{tmp_path}/{'a' * 90}.html"
+    detail = {
+        "causes": [{"cause": "data_drift", "why": "[red]other[/] images", "columns": []}],
+        "accuracy": {"labels": ACCURACY, "estimated": None},
+    }
+    causes = [{"cause": "sensor_shift"}]
+    changed = {"model_version": busy, "from": "data_drift", "to": "sensor_shift", "causes": causes}
+    checks.record(
+        engine, name="default", model_version=busy, window={"rows": 15}, verdict="data_drift", detail=detail,
+        report_url=report, events_to_add=[(EventKind.CHECK_CHANGED, changed)],
+    )  # fmt: skip
+    screen = Console(width=80, file=io.StringIO(), highlight=False, soft_wrap=True)
+    monkeypatch.setattr(console, "out", screen)
+    _show(status_document(engine, load_settings(database_url=ledger_url)))
+    shown = screen.file.getvalue()
+    for words in ("data_drift: [red]other[/] images", "accuracy 0.910 (0.880 to 0.940) by labels", "rollout started"):
+        assert words in shown
+    assert "{'cause'" not in shown
+    assert report in "".join(shown.split())
+    newest = next(line for line in shown.splitlines() if "check changed" in line)
+    assert newest.rstrip().endswith("sensor shift")
 
 
 def test_a_later_look_counts_what_came_since(engine: sa.Engine, ledger_url: str, busy: str, watched: Watched) -> None:

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from scipy.stats import ks_2samp
 
+from commands.monitor import _show as show
 from monitoring import two_sample
 from monitoring.check import Check, run_check
 from monitoring.window import read_window, window_of
@@ -453,6 +454,20 @@ def test_a_check_withholds_and_labels_that_come_later_decide_whether_it_goes_on(
     after = run_check(sqlite, watched_settings).accuracy
     assert after.estimated is not None
     assert after.withheld is after.past_estimates is None
+
+
+@pytest.mark.usefixtures("without_reports")
+@pytest.mark.parametrize(("right", "told"), [(0.97, True), (1.0, False)])
+def test_a_second_opinion_is_told_unless_the_reference_has_no_error_to_learn_from(
+    sqlite: sa.Engine, watched_settings: Settings, deploy: Any, capsys: pytest.CaptureFixture[str], right: float,
+    told: bool,
+) -> None:  # fmt: skip
+    deploy(sqlite, watched_settings).send(300)
+    document = run_check(sqlite, watched_settings).document()
+    assert document["accuracy"]["calibrated"] is not None
+    document["accuracy"]["reference"]["value"] = right
+    show(document)
+    assert ("second opinion" in capsys.readouterr().out) is told
 
 
 @pytest.mark.usefixtures("without_reports")

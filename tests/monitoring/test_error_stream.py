@@ -34,6 +34,17 @@ def test_errors_that_become_fewer_are_no_rise_and_end_one() -> None:
     assert latest_rise(stream((2000, 0.05), (2000, 0.3), (3000, 0.05))) is None
 
 
+def test_after_is_the_share_since_the_place_that_is_named_however_often_it_rose() -> None:
+    wrong = [*stream((250, 0.02), (244, 0.3)), *[True] * 56]
+    found = latest_rise(wrong)
+    assert found is not None
+    assert found.at > 56
+    assert found.at + found.since == len(wrong)
+    assert found.before == pytest.approx(sum(wrong[: found.at]) / found.at)
+    assert found.after == pytest.approx(sum(wrong[found.at :]) / found.since)
+    assert found.after < 0.6
+
+
 def test_few_answers_or_none_say_nothing() -> None:
     assert latest_rise([]) is None
     assert latest_rise([True] * 10) is None

@@ -216,9 +216,13 @@ def test_the_queue_goes_out_to_a_file_and_labels_come_back(
     assert perennial(watched_settings, "labels", "export", str(studio)).returncode == 0
     assert len(json.loads(studio.read_text("utf-8"))) == 79
     assert json.loads(studio.read_text("utf-8"))[1]["data"]["chosen"] == "random"
-    table = perennial(watched_settings, "labels", "queue", "--count", "5", "--random", "1").stdout.splitlines()
+    shown = perennial(watched_settings, "labels", "queue", "--count", "5", "--random", "1")
+    assert f"perennial labels export to-label.csv --name {watched_settings.name}" in shown.stderr
+    table = shown.stdout.splitlines()
     assert table[0].split()[0] == "chosen"
     assert [line.split()[0] for line in table[1:]] == ["random"] * 5
+    ids = {each["prediction_id"]: each["image"] for each in queued}
+    assert all(ids[line.split()[-2]] == line.split()[-1] for line in table[1:])  # in a pipe nothing is cut off
     engine.dispose()
 
 

@@ -84,7 +84,7 @@ CASES: list[tuple[str, dict[str, Any], bool, str]] = [
     ),
     ("too few labelled images at hand", {**LOST, "captures": 40}, False, "label 60 more"),
     ("drift asks for nothing", {**LOST, "verdict": Verdict.DATA_DRIFT, "on_drift": False}, False, "on_drift is off"),
-    ("just retrained", {**LOST, "seconds_since_retrain": 600.0}, False, "wait 3000 s more"),
+    ("just retrained", {**LOST, "seconds_since_retrain": 600.0}, False, "wait 3000 s more (perennial retrain"),
     ("just retrained, by a clock ahead of ours", {**LOST, "seconds_since_retrain": -2.0}, False, "wait 3600 s more"),
     ("retrained by a clock that was a day ahead", {**LOST, "seconds_since_retrain": -86_400.0}, True, "0.700"),
     ("retrained long ago", {**LOST, "seconds_since_retrain": 4000.0}, True, "0.700"),

@@ -23,6 +23,7 @@ def test_a_signal_stops_the_server_and_all_its_children(world: World, stop: sign
     with serving(world, extra={"PERENNIAL_SERVE__WORKERS": "2"}) as server:
         assert f"version {version}" in server.output()
         assert f"curl --data-binary @photo.jpg {server.url}/v1/predict" in server.output()
+        assert f"{server.url}/ops in a browser" in server.output()
         assert wait(lambda: len(server.children()) >= 2)
         children = server.children()
         answer = server.predict(picture("red"))

@@ -55,8 +55,9 @@ def test_the_first_model_goes_live_and_the_second_is_only_registered(
     assert "notes.txt" in first.stderr
     assert "reading images: 25/25" in first.stderr
 
-    second = run(*options)
+    second = run(*options, "--name", "default")
     assert "perennial models promote" in second.stdout
+    assert second.stdout.rstrip().endswith("--name default")
     assert "Linear probe" in second.stdout
 
     engine = ledger.open_ledger(load_settings().ledger_url)

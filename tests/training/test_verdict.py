@@ -34,12 +34,35 @@ def with_(bundle: Bundle, accuracy: Estimate, transfer: Transfer | None = None, 
 
 def test_better_than_the_baselines_is_good_and_says_by_how_much(shape_bundle: Bundle) -> None:
     found = verdict(with_(shape_bundle, estimate(0.96), transfer()))
-    assert found.tone == "good"
+    assert (found.tone, found.title) == ("good", "Beats the baselines")
     assert found.headline.startswith("Linear probe on mobilenet_v3_small: right on 96.0 % of 18 test images")
     assert "(95 % interval 94.0 to 98.0)" in found.headline
     assert found.notes == (
         "Always answering 'a' would be right on 50.0 %, the simple baseline on 60.0 %: 10 times the mistakes.",
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "found_out", "hinted"),
+    [
+        ("builtin", transfer("none", simple_suffices=True), True),
+        ("builtin", transfer("negative"), True),
+        ("builtin", transfer(), False),
+        ("default", transfer("none", simple_suffices=True), False),
+    ],
+)
+def test_where_the_built_in_weights_do_not_help_others_are_named(
+    shape_bundle: Bundle, source: str, found_out: Transfer, hinted: bool
+) -> None:
+    pretrained = shape_bundle.manifest.pretrained.model_copy(update={"source": source})
+    found = verdict(with_(shape_bundle, estimate(0.9), found_out, pretrained=pretrained))
+    assert any("--weights default" in note for note in found.notes) is hinted
+
+
+def test_a_simple_model_is_not_compared_with_itself(shape_bundle: Bundle) -> None:
+    found = verdict(with_(shape_bundle, estimate(0.9), transfer("none", simple_suffices=True), strategy="simple"))
+    assert found.notes[0] == "Always answering 'a' would be right on 50.0 %."
+    assert (found.tone, found.title) == ("good", "A simple model is enough")
 
 
 def test_no_better_than_the_commonest_class_is_not_shown_to_work(shape_bundle: Bundle) -> None:

@@ -22,13 +22,14 @@ from perennial.ledger.connect import writing
 from perennial.ledger.labels import Feedback
 from perennial.ledger.requests import open_request
 from perennial.ledger.schema import events as events_table
+from perennial.settings_sections import RetrainSettings
 from tests.in_process import perennial_here
 from tests.training.retrain_world import World, begin, truth
 from training import challenger as making
 from training import due
 from training.dry_run import plan
 from training.fit import Fitted
-from training.situation import fresh_since, read_situation
+from training.situation import Situation, fresh_since, read_situation
 
 Perennial = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -66,6 +67,15 @@ def everything(world: World) -> list[Any]:
     tables = sa.inspect(world.engine).get_table_names()
     with world.engine.connect() as connection:
         return [connection.execute(sa.text(f'SELECT * FROM "{table}"')).all() for table in sorted(tables)]
+
+
+def test_a_check_that_asks_for_nothing_is_named_with_its_time_for_labels_may_have_come_since() -> None:
+    now = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+    situation = Situation(now=now, check="label 100 of the images to know", checked_at=now - timedelta(hours=1))
+    drift = next(one for one in due.decide(situation, RetrainSettings()).asked if one.trigger is due.Trigger.DRIFT)
+    assert drift.why == (
+        "label 100 of the images to know (so the check of 2026-03-01 11:30 UTC; `perennial monitor` looks anew)"
+    )
 
 
 # --- triggers --------------------------------------------------------------------------------------------

@@ -85,7 +85,6 @@ def render(
         .render(
             manifest=manifest,
             verdict=verdict.verdict(manifest),
-            tones=verdict.TONES,
             majority=verdict.majority(manifest),
             simple=verdict.rung_of(manifest.ladder, verdict.SIMPLE),
             metrics=[(*texts, manifest.metrics[key], key == "nll") for key, texts in _METRICS.items()],
