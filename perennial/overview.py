@@ -7,6 +7,7 @@ them, and of a long document (a manifest, a check, a gate's decision) only the p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -42,18 +43,43 @@ _MODELS: Final = 30
 _EVENTS: Final = 40
 _DEPLOYMENTS: Final = 100
 _CLASSES: Final = 1000
+_MOST_KNOWN: Final = 4000
 
 
-def read(engine: sa.Engine, settings: Settings, hours: int, now: datetime | None = None) -> dict[str, Any]:
+@dataclass(slots=True)
+class Unchanging:
+    """What was read before and never changes: of long documents the parts that are shown. Bounded."""
+
+    checks: dict[int, checks.Told] = field(default_factory=dict)
+    models: dict[str, models.Card] = field(default_factory=dict)
+
+    def bound(self) -> None:
+        if len(self.checks) > _MOST_KNOWN:
+            self.checks.clear()
+        if len(self.models) > _MOST_KNOWN:
+            self.models.clear()
+
+
+def read(
+    engine: sa.Engine,
+    settings: Settings,
+    hours: int,
+    now: datetime | None = None,
+    known: Unchanging | None = None,
+) -> dict[str, Any]:
     """`perennial.overview_document.Overview` of the last `hours`, as JSON has it.
+
+    Args:
+        known: what an earlier reading of the same ledger left here; most of the time goes into reading it.
 
     Raises:
         LedgerUnavailable: the database does not answer.
     """
-    name, now = settings.name, now or datetime.now(UTC)
+    name, now, known = settings.name, now or datetime.now(UTC), known or Unchanging()
+    known.bound()
     history = deployments.history(engine, name)
     live = history[-1] if history else None
-    cards = models.cards(engine, name, _MODELS, also=[live.version] if live else [])
+    cards = models.cards(engine, name, _MODELS, also=[live.version] if live else [], known=known.models)
     live_card = next((card for card in cards if live is not None and card.version == live.version), None)
     start, bucket, buckets = traffic.span(hours, _BUCKETS, now)
     versions = models.versions(engine, name)
@@ -70,7 +96,7 @@ def read(engine: sa.Engine, settings: Settings, hours: int, now: datetime | None
             state=state(live, check, newest, settings, now, busy=any(answered[-2:])),
             live=_live(live, live_card) if live is not None and live_card is not None else None,
             traffic=document.Traffic(start.isoformat(), int(bucket.total_seconds()), answered, rejected),
-            checks=[_listed_check(row) for row in checks.between(engine, name, start, _CHECKS)],
+            checks=[_listed_check(row) for row in checks.between(engine, name, start, _CHECKS, known=known.checks)],
             deployments=[_listed_deployment(entry, undone) for entry in history if entry.at >= start][-_DEPLOYMENTS:],
             check=_check(check) if check is not None else None,
             watch=_watch(engine, settings) if settings.retrain.watch_labels else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -132,8 +132,15 @@ def accuracies(
         return [(row.window, row.accuracy or {}) for row in rows]
 
 
-def between(engine: sa.Engine, name: str, since: datetime, most: int) -> list[Told]:
-    """A model's checks from a moment on, oldest first; of more than `most` evenly as many, the newest among them."""
+def between(
+    engine: sa.Engine, name: str, since: datetime, most: int, *, known: MutableMapping[int, Told] | None = None
+) -> list[Told]:
+    """A model's checks from a moment on, oldest first; of more than `most` evenly as many, the newest among them.
+
+    Args:
+        known: checks of before, by id, that need not be read again, as none ever changes; what is read is put there.
+    """
+    known = {} if known is None else known
     query = sa.select(checks.c.id).where(checks.c.name == name, checks.c.at >= since).order_by(checks.c.id)
     columns = checks.c
     told = sa.select(
@@ -149,11 +156,12 @@ def between(engine: sa.Engine, name: str, since: datetime, most: int) -> list[To
         ids = list(connection.execute(query).scalars())
         step = max(1, -(-len(ids) // most))
         chosen = ids[::-1][::step]
-        rows = connection.execute(told.where(columns.id.in_(chosen)).order_by(columns.id))
-        return [
-            Told(row.id, row.at, row.model_version, row.verdict, row.rows, row.accuracy or {}, row.scores or {})
-            for row in rows
-        ]
+        unknown = [id for id in chosen if id not in known]
+        for row in connection.execute(told.where(columns.id.in_(unknown))) if unknown else ():
+            known[row.id] = Told(
+                row.id, row.at, row.model_version, row.verdict, row.rows, row.accuracy or {}, row.scores or {}
+            )
+        return [known[id] for id in reversed(chosen) if id in known]
 
 
 def count_by_verdict(engine: sa.Engine, name: str) -> dict[str, int]:

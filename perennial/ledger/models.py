@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -75,23 +75,38 @@ def all_of(engine: sa.Engine, name: str) -> list[Model]:
         return [_model(row) for row in connection.execute(query)]
 
 
-def cards(engine: sa.Engine, name: str, limit: int, *, also: Collection[str] = ()) -> list[Card]:
-    """The newest models of that name, newest first, and those of these versions."""
+def cards(
+    engine: sa.Engine,
+    name: str,
+    limit: int,
+    *,
+    also: Collection[str] = (),
+    known: MutableMapping[str, Card] | None = None,
+) -> list[Card]:
+    """The newest models of that name, newest first, and those of these versions.
+
+    Args:
+        known: cards by version that need not be read again, as no model ever changes; what is read is put there.
+    """
+    known = {} if known is None else known
     manifest = models.c.manifest
     parts = [manifest[part].label(part) for part in ("backbone", "strategy", "why", "classes")]
     accuracy = manifest["metrics"]["accuracy"].label("accuracy")
     query = sa.select(models.c.version, models.c.parent, models.c.created_at, *parts, accuracy)
-    newest = sa.select(models.c.version).where(models.c.name == name).order_by(models.c.version.desc()).limit(limit)
-    wanted = sa.or_(models.c.version.in_(newest), models.c.version.in_(list(also)))
+    of_name = sa.select(models.c.version).where(models.c.name == name).order_by(models.c.version.desc())
     with reading(engine) as connection:
-        found = connection.execute(query.where(models.c.name == name, wanted).order_by(models.c.version.desc()))
-        return [
-            Card(
+        wanted = set(connection.execute(of_name.limit(limit)).scalars())
+        if also:
+            wanted |= set(connection.execute(of_name.where(models.c.version.in_(list(also)))).scalars())
+        unknown = wanted - known.keys()
+        for row in (
+            connection.execute(query.where(models.c.name == name, models.c.version.in_(unknown))) if unknown else ()
+        ):
+            known[row.version] = Card(
                 row.version, row.parent, row.created_at, row.backbone, row.strategy, row.why, tuple(row.classes),
                 row.accuracy,
-            )
-            for row in found
-        ]  # fmt: skip
+            )  # fmt: skip
+        return [known[version] for version in sorted(wanted, reverse=True) if version in known]
 
 
 def versions(engine: sa.Engine, name: str) -> list[str]:

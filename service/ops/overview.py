@@ -55,6 +55,7 @@ class Overview:
         self._clock = clock
         self._processor = processor
         self._lock = threading.Lock()
+        self._known = overview.Unchanging()
         self._kept: dict[int, Document] = {}
         self._asked: dict[int, float] = {}
 
@@ -74,7 +75,7 @@ class Overview:
             if kept is not None and now - kept.read_at < (_FRESH_SECONDS if anew else self._lasts(now)):
                 return kept
             began = self._processor()
-            found: dict[str, Any] = overview.read(engine, self._settings, hours)
+            found: dict[str, Any] = overview.read(engine, self._settings, hours, known=self._known)
             found["needs_key"] = self._needs_key
             # The sentence says how long ago something was; that alone is no news.
             lasting = {**found, "at": None, "state": {**found["state"], "sentence": None}}

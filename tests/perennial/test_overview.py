@@ -224,6 +224,21 @@ def test_of_many_checks_evenly_as_many_and_the_newest(ledger: sa.Engine) -> None
     assert checks.between(ledger, NAME, datetime.now(UTC) + timedelta(hours=1), 4) == []
 
 
+def test_what_never_changes_is_read_once(ledger: sa.Engine, shapes: Settings) -> None:
+    check(ledger)
+    known = overview.Unchanging()
+    now = datetime.now(UTC) + timedelta(seconds=1)
+    first = overview.read(ledger, shapes, 24, now, known)
+    asked = list[str]()
+    sa.event.listen(ledger, "before_cursor_execute", lambda _c, _k, statement, *_: asked.append(statement))
+    assert overview.read(ledger, shapes, 24, now, known) == first == overview.read(ledger, shapes, 24, now)
+    reading = [each for each in asked if "AS scores" in each or "AS backbone" in each]
+    assert len(reading) == 2  # by the one that knows nothing
+    newer = check(ledger)
+    found = overview.read(ledger, shapes, 24, now + timedelta(seconds=1), known)
+    assert [each["id"] for each in found["checks"]][-1] == newer
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(5, "just now"), (180, "3 min ago"), (7200, "2 h ago"), (300_000, "3 days ago")]
 )

@@ -48,7 +48,7 @@ def test_the_overview_has_what_came_in_and_says_nothing_twice(server: Server) ->
 def test_reading_the_overview_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, read = 100.0, list[tuple[float, int]]()
 
-    def slow(_engine: object, _settings: object, hours: int) -> dict[str, Any]:
+    def slow(_engine: object, _settings: object, hours: int, **_: object) -> dict[str, Any]:
         nonlocal now
         read.append((now, hours))
         now += 0.05
