@@ -248,7 +248,7 @@ def _new_labels(engine: sa.Engine, settings: Settings, classes: Sequence[str]) -
 def _undone(engine: sa.Engine, name: str, history: Sequence[Deployment]) -> frozenset[int]:
     """The events by which somebody went back."""
     ids = [entry.event_id for entry in history[-_DEPLOYMENTS:]]
-    return frozenset(event.id for event in events.by_id(engine, name, ids) if event.kind is EventKind.ROLLED_BACK)
+    return frozenset(event.id for event in events.by_id(engine, name, ids, kinds=[EventKind.ROLLED_BACK]))
 
 
 def _listed_model(card: models.Card, status: document.Status) -> document.ListedModel:

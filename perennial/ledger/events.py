@@ -124,9 +124,11 @@ def after(
     return _read(engine, query.order_by(events.c.id).limit(limit))
 
 
-def by_id(engine: sa.Engine, name: str, ids: Collection[int]) -> list[Event]:
-    """A model's events with these ids, oldest first."""
-    return _read(engine, _query(name).where(events.c.id.in_(list(ids))).order_by(events.c.id))
+def by_id(
+    engine: sa.Engine, name: str, ids: Collection[int], *, kinds: Sequence[EventKind] | None = None
+) -> list[Event]:
+    """A model's events with these ids, oldest first; with `kinds`, only those."""
+    return _read(engine, _query(name, kinds).where(events.c.id.in_(list(ids))).order_by(events.c.id))
 
 
 def last(engine: sa.Engine, name: str, kinds: Sequence[EventKind]) -> Event | None:
